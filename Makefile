@@ -1,0 +1,56 @@
+# Two commands do all the set-up: `make quickstart` and `make test`.
+DEVICE ?= cpu
+PYTHON ?= python3.11
+BIN := .venv/bin
+READY := .venv/.ready-$(DEVICE)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# torch, fbgemm and torchrec are built for each other: these versions go together.
+TORCH := torch==2.13.0
+FBGEMM_cpu := fbgemm-gpu-cpu==1.8.0
+FBGEMM_cuda := fbgemm-gpu==1.8.0
+TORCHREC := torchrec==1.8.0
+
+.PHONY: quickstart test test-slow format bench bench-quick bench-peers clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	@echo "installing into .venv (one to three minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) $(TORCH) $(FBGEMM_$(DEVICE))
+	@$(PIP) --editable '.[dev]' tensordict torchmetrics==1.0.3 tqdm pyre-extensions
+	@# torchrec's metadata asks for the CUDA fbgemm even on a CPU, so its dependencies are named above
+	@$(PIP) --no-deps $(TORCHREC)
+	@touch $@
+
+quickstart: $(READY) ## install everything, then train, track, export, verify and score a small log
+	@$(BIN)/recsys demo
+
+test: $(READY) ## format, lint, types, doctests, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest --doctest-modules recsys serving
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests
+
+test-slow: $(READY) ## quality runs on real data (RECSYS_DATA_ROOT or ../shared/data)
+	$(BIN)/pytest -m slow tests
+
+format: $(READY) ## format and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-peers: ## environment of the peers (.venv-peers), from the package registry
+	bash benchmarks/peers.sh
+
+bench: $(READY) bench-peers ## time ingestion, training and scoring against the peers
+	$(BIN)/python -m benchmarks.run
+
+bench-quick: $(READY) bench-peers ## the same on a small log
+	$(BIN)/python -m benchmarks.run --quick
+
+clean: ## remove environments and everything that was built
+	rm -rf .venv .venv-peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,82 @@
+"""Scores of a live model on encoded rows, beside what they are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from recsys.training.metrics import evaluate
+from recsys.types import Batch, Metrics, Target
+
+
+class Rows(Protocol):
+    """Encoded rows that can be read in batches (`recsys.data.EncodedData`)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the rows and of the rule that encoded them."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        start: int = 0,
+    ) -> Iterator[tuple[Batch, Target]]:
+        """Batches at the rows stage with their targets, skipping the first ``start``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Arrays (N,) in the order of the rows: probabilities, labels, weights, group ids."""
+
+    scores: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    groups: np.ndarray
+
+    def metrics(self) -> Metrics:
+        """All metrics; GAUC only if the log has groups."""
+        groups = self.groups if self.groups.any() else None
+        return evaluate(self.labels, self.scores, groups=groups, weights=self.weights)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on ``device`` (itself on a CPU)."""
+    if device.type == "cpu":
+        return batch
+    return Batch(
+        batch.ids.to(device, non_blocking=True),
+        batch.floats.to(device, non_blocking=True),
+        [rows.to(device, non_blocking=True) for rows in batch.lists],
+        batch.lengths.to(device, non_blocking=True),
+    )
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, rows: Rows, *, batch_size: int, device: torch.device) -> Predictions:
+    """One pass over ``rows`` in evaluation mode, fp32."""
+    model.eval()
+    count = len(rows)
+    scores, labels, weights = (np.empty(count, dtype=np.float32) for _ in range(3))
+    groups = np.empty(count, dtype=np.int64)
+    done = 0
+    for batch, target in rows.batches(batch_size):
+        part = slice(done, done + len(target.label))
+        scores[part] = torch.sigmoid(model(to_device(batch, device))).cpu().numpy()
+        labels[part], weights[part] = target.label.numpy(), target.weight.numpy()
+        groups[part] = target.group.numpy()
+        done = part.stop
+    assert done == count, f"{count} rows announced, {done} read"
+    return Predictions(scores, labels, weights, groups)

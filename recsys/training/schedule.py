@@ -1,0 +1,66 @@
+"""What the trainer decides between steps: learning rate, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from recsys.settings import TrainConfig
+
+LOWER_IS_BETTER = frozenset({"logloss", "ne", "ece"})
+_MIN_GAIN = 1e-6
+
+
+@dataclass
+class Schedule:
+    """Linear warm-up, then x ``plateau_factor`` after every epoch without a better metric.
+
+    With ``patience`` such epochs in a row the phase stops. These are FuxiCTR's rules, so that
+    published settings carry over.
+    """
+
+    config: TrainConfig
+    plateau_scale: float = 1.0
+    bad_epochs: int = 0
+    best_value: float | None = None
+    best_epoch: int | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def lr_scale(self, step: int) -> float:
+        """Multiplier of every base learning rate at 0-based ``step`` of the phase."""
+        warmup = self.config.warmup_steps
+        ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        floor = self.config.min_learning_rate / self.config.learning_rate
+        return ramp * max(self.plateau_scale, min(1.0, floor))
+
+    def judge(self, epoch: int, metrics: dict[str, float]) -> bool:
+        """Takes the validation metrics of one epoch; returns whether they are the best so far.
+
+        A NaN metric (one class only, say) never counts as better.
+        """
+        value = metrics[self.config.monitor]
+        self.history.append({"epoch": float(epoch), **metrics})
+        signed = -value if self.config.monitor in LOWER_IS_BETTER else value
+        if not math.isnan(signed) and (
+            self.best_value is None or signed > self.best_value + _MIN_GAIN
+        ):
+            self.best_value, self.best_epoch, self.bad_epochs = signed, epoch, 0
+            return True
+        self.bad_epochs += 1
+        self.plateau_scale *= self.config.plateau_factor
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        """True after ``patience`` epochs in a row without a better metric."""
+        return self.bad_epochs >= self.config.patience
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON of everything but the config."""
+        return {key: value for key, value in asdict(self).items() if key != "config"}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` returned."""
+        for key, value in state.items():
+            setattr(self, key, value)
