@@ -1,0 +1,59 @@
+"""From a config to fitted features, modules and encoded splits: the start of every run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from recsys.build import Assembly, build
+from recsys.config import RunConfig
+from recsys.data import EncodedData, Splits, encoded, splits
+from recsys.features import Features, fit
+from recsys.training.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Raw splits, fitted features, modules, and the encoded splits (``None`` where there is no
+    such split)."""
+
+    raw: Splits
+    features: Features
+    assembly: Assembly
+    train: EncodedData
+    valid: EncodedData | None
+    test: EncodedData | None
+
+
+def prepare(config: RunConfig, *, root: str, cache: Path, reporter: Reporter) -> Prepared:
+    """Reads what an earlier run left in ``cache`` for the same data and rules, else makes it."""
+    raw = splits(config.data, root)
+    features = _features(config, raw, cache, reporter)
+    assembly = build(config, features)
+
+    def encode(name: str) -> EncodedData | None:
+        source = getattr(raw, name)
+        if source is None:
+            return None
+        with reporter.bar(f"encode {name}", source.num_rows) as bar:
+            return encoded(
+                source, features, assembly.id_map, config.data, cache, progress=bar.advance
+            )
+
+    train = encode("train")
+    assert train is not None
+    return Prepared(raw, features, assembly, train, encode("valid"), encode("test"))
+
+
+def _features(config: RunConfig, raw: Splits, cache: Path, reporter: Reporter) -> Features:
+    rule = {name: feature.model_dump(mode="json") for name, feature in config.features.items()}
+    key = json.dumps([raw.train.fingerprint, rule])
+    folder = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    if folder.is_dir():
+        return Features.load(folder)
+    with reporter.bar("fit features", raw.train.num_rows) as bar:
+        features = fit(config.features, raw.train, progress=bar.advance)
+    features.save(folder)
+    return features

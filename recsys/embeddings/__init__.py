@@ -1,0 +1,80 @@
+"""Embedding tables under a byte budget.
+
+`build_embeddings` makes the id map and the layers that a model asks for; which method plans them
+is one key of the config. Adding a method: one file, one line in `EMBEDDINGS`, one in
+`EmbeddingConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from recsys.embeddings.full import Full, FullConfig
+from recsys.embeddings.hash import Hash, HashConfig
+from recsys.embeddings.id_map import IdMap
+from recsys.embeddings.layer import EmbeddingLayer
+from recsys.embeddings.method import TableConfig, TableMethod, TableSpec
+from recsys.embeddings.mixed_dim import MixedDim, MixedDimConfig
+from recsys.embeddings.numeric import NumericVectors
+from recsys.embeddings.store import build_store
+from recsys.embeddings.unified import Unified, UnifiedConfig
+from recsys.settings import TrainConfig
+from recsys.types import FieldSpec, InputError
+
+__all__ = [
+    "EMBEDDINGS",
+    "EmbeddingConfig",
+    "EmbeddingLayer",
+    "IdMap",
+    "TableConfig",
+    "TableMethod",
+    "TableSpec",
+    "build_embeddings",
+]
+
+EMBEDDINGS: dict[str, type[TableMethod]] = {
+    "full": Full,
+    "hash": Hash,
+    "unified": Unified,
+    "mixed_dim": MixedDim,
+}
+
+EmbeddingConfig = Annotated[
+    FullConfig | HashConfig | UnifiedConfig | MixedDimConfig, Field(discriminator="method")
+]
+
+
+def build_embeddings(
+    config: EmbeddingConfig,
+    fields: Sequence[FieldSpec],
+    dims: Mapping[str, int],
+    *,
+    train: TrainConfig,
+) -> tuple[IdMap, dict[str, EmbeddingLayer]]:
+    """The id map and one layer per entry of ``dims`` (name -> width), weights drawn from torch's
+    generator.
+
+    Errors: `InputError` for fields or a budget that the method cannot serve.
+    """
+    names = [field.name for field in fields]
+    if len(set(names)) != len(names):
+        raise InputError(f"features: names must differ, got {', '.join(names)}")
+    method = EMBEDDINGS[config.method](config, fields, dims)
+    row_map = method.row_map()
+    index_bytes = sum(b.numel() * b.element_size() for b in row_map.buffers())
+    layers: dict[str, EmbeddingLayer] = {}
+    for name, dim in method.dims.items():
+        layers[name] = EmbeddingLayer(
+            method=method,
+            dim=dim,
+            combine=method.combine(dim),
+            stores=[build_store(spec, train) for spec in method.tables(dim)],
+            row_map=row_map,
+            numeric=NumericVectors(fields=fields, dim=dim, std=config.init_std),
+            train=train,
+            index_bytes=0 if layers else index_bytes,
+        )
+    return IdMap(row_map=row_map, fields=fields), layers

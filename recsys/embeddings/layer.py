@@ -1,0 +1,208 @@
+"""The one embedding layer: rows -> vectors, for every table method and every store."""
+
+from typing import Any, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from recsys.embeddings.method import TableMethod
+from recsys.embeddings.numeric import NumericVectors
+from recsys.embeddings.store import TorchStore, training_bytes
+from recsys.settings import TrainConfig
+from recsys.types import FieldSpec, InputError, MemoryReport
+from serving.encode import Batch
+
+
+class EmbeddingLayer(nn.Module):
+    """Vectors of all fields, F = categorical, numeric, lists (the order of ``fields``).
+
+    Categorical: the looked-up vector. Numeric: ``x * v_f``, missing ``m_f``. Lists: the sum or mean
+    (``FieldSpec.pooling``) over valid positions; an empty list gives exact zeros and no gradient.
+
+    **Shape:** `Batch` at the rows stage -> (B, F, D).
+    """
+
+    __jit_unused_properties__ = ["tables"]
+
+    def __init__(
+        self,
+        *,
+        method: TableMethod,
+        dim: int,
+        combine: nn.Module,
+        stores: Sequence[nn.Module],
+        row_map: nn.Module,
+        numeric: NumericVectors,
+        train: TrainConfig,
+        index_bytes: int = 0,
+    ) -> None:
+        super().__init__()
+        fields = method.fields
+        self.fields: Tuple[FieldSpec, ...] = fields
+        self.dim: int = dim
+        self.stores = nn.ModuleList(stores)
+        self.row_map = row_map  # for all_vectors; the same module as the id map's
+        self.combine = combine
+        self.pools_first: bool = bool(combine.linear)
+        self.numeric = numeric
+        self.singles: int = sum(field.kind == "categorical" for field in fields)
+        self.numerics: int = sum(field.kind == "numeric" for field in fields)
+        self.first_list: int = self.singles + self.numerics
+        self.num_lists: int = len(fields) - self.first_list
+        self.mean: List[bool] = [field.pooling == "mean" for field in fields]
+        self.num_ids: List[int] = [field.num_ids or 0 for field in fields]
+        if fields != tuple(sorted(fields, key=_rank)):
+            raise InputError("fields must be ordered categorical, numeric, lists")
+        slots = [method.slots(f) for f in range(len(fields))]
+        joint = [table for f in range(self.singles) for table in slots[f]]
+        order = sorted(range(len(joint)), key=joint.__getitem__)
+        self.reorders: bool = order != list(range(len(joint)))
+        self.register_buffer("order", torch.tensor(order, dtype=torch.int64), persistent=False)
+        # counts[f + 1][k]: lookups of field f (-1: all categorical ones) in table k
+        self.counts: List[List[int]] = [
+            [list(group).count(k) for k in range(len(stores))] for group in [joint, *slots]
+        ]
+        self._lookups = len(joint) + sum(
+            len(slots[f]) * (fields[f].max_length or 1) for f in range(self.first_list, len(fields))
+        )
+        self._method, self._train, self._index_bytes = method, train, index_bytes
+
+    def forward(self, batch: Batch) -> Tensor:
+        parts: List[Tensor] = []
+        if self.singles > 0:
+            parts.append(self.combine(self._lookup(batch.ids, -1), -1))  # (B, C, D)
+        if self.numerics > 0:
+            parts.append(self.numeric(batch.floats))  # (B, N, D)
+        for j in range(self.num_lists):
+            parts.append(self._pooled(batch, j))  # (B, 1, D)
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts, 1)  # (B, F, D)
+
+    def sequence(self, batch: Batch, f: int) -> Tuple[Tensor, Tensor]:
+        """Vectors of list field ``f`` (its place in ``fields``), position by position.
+
+        Returns (B, L, D), zeros and no gradient at padding, and the mask (B, L), true where valid.
+        """
+        rows, mask = self._list(batch, f - self.first_list)
+        vectors = self.combine(self._lookup(rows, f), f).squeeze(-2)  # (B, L, D)
+        return vectors * mask.unsqueeze(-1), mask
+
+    def all_vectors(self, f: int) -> Tensor:
+        """Vectors (V, D) of all ids of field ``f`` (its place in ``fields``), by id."""
+        if self.num_ids[f] == 0:
+            raise ValueError("all_vectors: the field has open ids or is numeric")
+        ids = torch.arange(self.num_ids[f], device=self.order.device)
+        rows = self.row_map(ids.unsqueeze(-1), f)  # (V, T)
+        return self.combine(self._lookup(rows, f), f).squeeze(-2)  # (V, D)
+
+    def _lookup(self, rows: Tensor, f: int) -> List[Tensor]:
+        """For each table the fetched rows (..., n_k, d_k); no rows of it: an empty tensor."""
+        if f < 0 and self.reorders:
+            rows = rows.index_select(-1, self.order)
+        counts = self.counts[f + 1]
+        vectors: List[Tensor] = []
+        start = 0
+        for k, store in enumerate(self.stores):
+            if counts[k] == 0:
+                vectors.append(torch.empty(0, device=rows.device))
+            elif counts[k] == rows.size(-1):
+                vectors.append(store(rows))
+            else:
+                vectors.append(store(rows.narrow(-1, start, counts[k])))
+            start += counts[k]
+        return vectors
+
+    def _list(self, batch: Batch, j: int) -> Tuple[Tensor, Tensor]:
+        rows = batch.lists[j]  # (B, L, T)
+        positions = torch.arange(rows.size(1), device=rows.device)
+        return rows, positions < batch.lengths[:, j].unsqueeze(1)  # (B, L)
+
+    def _pooled(self, batch: Batch, j: int) -> Tensor:
+        f = self.first_list + j
+        rows, mask = self._list(batch, j)
+        vectors = self._lookup(rows, f)
+        valid = mask.unsqueeze(-1).unsqueeze(-1)  # (B, L, 1, 1)
+        if self.pools_first:
+            for k, part in enumerate(vectors):
+                if part.dim() > 1:
+                    vectors[k] = (part * valid).sum(1)  # (B, n_k, d_k)
+            pooled = self.combine(vectors, f)  # (B, 1, D)
+        else:
+            pooled = (self.combine(vectors, f) * valid).sum(1)  # (B, 1, D)
+        if self.mean[f]:
+            pooled = pooled / mask.sum(1).clamp_min(1).unsqueeze(-1).unsqueeze(-1)
+        return pooled
+
+    @torch.jit.unused
+    def memory(self) -> MemoryReport:
+        """Sizes of this layer, from its tensors; a model's first layer counts the id map too."""
+        optimizer = self._train.table_optimizer
+        trained = stored = training = 0
+        for k, store in enumerate(self.stores):
+            rows, width = store.weight.shape
+            trained += (rows - int(store.padding >= 0)) * width
+            stored += store.weight.numel() * store.weight.element_size()
+            fetched = sum(group[k] for group in self.counts[1:]) * self._train.batch_size
+            touched = min(rows, fetched) if store.sparse else None
+            training += training_bytes(
+                rows=rows, width=width, optimizer=optimizer, touched=touched
+            )
+        for part in (self.combine, self.numeric):
+            for weight in part.parameters():
+                trained += weight.numel()
+                stored += weight.numel() * weight.element_size()
+                training += training_bytes(
+                    rows=weight.size(0),
+                    width=weight.size(1),
+                    optimizer=optimizer,
+                    touched=None,
+                )
+        index = self._index_bytes + sum(
+            buffer.numel() * buffer.element_size()
+            for part in (self.combine, self.numeric)
+            for buffer in part.buffers()
+        )
+        index += self.order.numel() * self.order.element_size()
+        return MemoryReport(trained, stored + index, training + index, self._lookups)
+
+    @torch.jit.unused
+    def penalty(self) -> Tensor:
+        """What the method adds to the loss at each step: nothing."""
+        return torch.zeros((), device=self.order.device)
+
+    @torch.jit.unused
+    def after_step(self, step: int) -> None:
+        """What the method does after optimiser step ``step`` (from 0): nothing."""
+
+    @torch.jit.unused
+    def phases(self) -> Optional[Sequence[Any]]:
+        """Training phases that the method needs; ``None``: an ordinary run."""
+        return None
+
+    @torch.jit.unused
+    def finalise(self) -> "EmbeddingLayer":
+        """The serving form: plain dense tables with the same numbers, so equal outputs.
+
+        Shares memory with this layer where its tables are plain already.
+        """
+        final = EmbeddingLayer(
+            method=self._method,
+            dim=self.dim,
+            combine=self.combine,
+            stores=[store.finalise() for store in self.stores],
+            row_map=self.row_map,
+            numeric=self.numeric,
+            train=self._train,
+            index_bytes=self._index_bytes,
+        )
+        return final.train(self.training)
+
+    @property
+    def tables(self) -> List[nn.Module]:
+        """The stores, one per table."""
+        return list(self.stores)
+
+
+def _rank(field: FieldSpec) -> int:
+    return 0 if field.kind == "categorical" else 1 if field.kind == "numeric" else 2

@@ -1,0 +1,99 @@
+"""What a table method is: a plan that says which rows exist and how looked-up rows become vectors.
+
+A method is three small parts around ordinary tables:
+
+- `TableMethod.row_map`, scriptable: encoded ids -> row indices (hash, salt, quotient, remap, ...);
+- `TableMethod.tables`: the tables that the rows index, for each layer width;
+- `TableMethod.combine`, scriptable: looked-up rows -> vectors (concat, sum, product, project, ...).
+
+One plan serves every layer of a model (the vectors, the first-order weights, ...): they share the
+row indices, only the widths of their tables differ, and a budget is solved over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from torch import Tensor, nn
+
+from recsys.embeddings.budget import parse_bytes
+from recsys.types import FieldSpec, FrozenConfig
+
+Budget = str | Annotated[float, Field(gt=0, le=1)]
+
+
+class TableConfig(FrozenConfig):
+    """Keys that every table method has.
+
+    ``embedding_dim``: width of the vectors that a model sees.
+    ``budget``: bytes of all tables, projections, numeric vectors and index structures of the model,
+    as text (``10MB``) or as a share of the full tables (``0.1``); ``None``: no limit.
+    ``init_std``: numeric vectors, and the tables of methods that say so, start from
+    N(0, init_std^2); 1e-4 is FuxiCTR's value.
+    """
+
+    embedding_dim: PositiveInt = 16
+    init_std: PositiveFloat = 1e-4
+    budget: Budget | None = None
+
+    @field_validator("budget")
+    @classmethod
+    def _is_size(cls, value: str | float | None) -> str | float | None:
+        if isinstance(value, str):
+            parse_bytes(value)
+        return value
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One table of one layer: ``rows`` x ``width`` floats, filled in place by ``fill``.
+
+    ``zero_row``: the last row is zeros for ever; lookups that must give nothing point at it.
+    """
+
+    name: str
+    rows: int
+    width: int
+    fill: Callable[[Tensor], object]
+    zero_row: bool = False
+
+
+class TableMethod:
+    """The plan of one method for given fields and layer widths. Pure: it allocates no table.
+
+    ``dims``: layer name -> width of its vectors. A method may lower a width to meet a budget, and
+    says so; ``self.dims`` are the widths that hold.
+    """
+
+    Config: ClassVar[type[TableConfig]]
+
+    def __init__(
+        self, config: Any, fields: Sequence[FieldSpec], dims: Mapping[str, int]
+    ) -> None:
+        self.config = config
+        self.fields = tuple(fields)
+        self.dims = dict(dims)
+
+    def slots(self, f: int) -> tuple[int, ...]:
+        """Table index of each lookup of field ``f``, not falling; empty for a numeric field."""
+        raise NotImplementedError
+
+    def tables(self, dim: int) -> tuple[TableSpec, ...]:
+        """The tables of a layer of width ``dim``: as many for every width, and as long."""
+        raise NotImplementedError
+
+    def row_map(self) -> nn.Module:
+        """Scriptable ``forward(ids, f)``: encoded ids of field ``f``, (..., 1), -> (..., T_f) rows;
+        with ``f`` = -1 those of all categorical fields at once, (B, C) -> (B, S), slots in field
+        order. Each row index is relative to the table of its slot."""
+        raise NotImplementedError
+
+    def combine(self, dim: int) -> nn.Module:
+        """Scriptable ``forward(vectors, f)``: for each table the looked-up rows (..., n_k, d_k) of
+        field ``f``'s slots (or, with ``f`` = -1, of all categorical ones, sorted by table, then by
+        field) -> (..., 1, dim) (or (B, C, dim)). A true attribute ``linear`` says that it is linear
+        in the rows, without bias, so that lists may be pooled before it."""
+        raise NotImplementedError

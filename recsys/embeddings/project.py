@@ -1,0 +1,111 @@
+"""From rows of several widths to vectors of one width, by one projection per block of rows."""
+
+from math import sqrt
+from typing import List, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Projections(nn.Module):
+    """``x_n -> x_n P_block(n)`` for the blocks of one table.
+
+    **Shape:** (..., n, d), blocks (n,) -> (..., n, D).
+    """
+
+    def __init__(self, *, blocks: int, width: int, dim: int) -> None:
+        super().__init__()
+        bound = sqrt(6 / (width + dim))  # Xavier, for each block on its own
+        self.weight = nn.Parameter(torch.empty(blocks, width, dim).uniform_(-bound, bound))
+
+    def forward(self, vectors: Tensor, blocks: Tensor) -> Tensor:
+        weight = self.weight.index_select(0, blocks)  # (n, d, D)
+        flat = vectors.flatten(0, -3)  # (N, n, d)
+        out = torch.bmm(flat.transpose(0, 1), weight).transpose(0, 1)  # (N, n, D)
+        if vectors.dim() == 4:
+            return out.unflatten(0, [vectors.size(0), vectors.size(1)])
+        return out
+
+
+class WholeWidth(nn.Module):
+    """A table of the full width needs no projection."""
+
+    def forward(self, vectors: Tensor, blocks: Tensor) -> Tensor:
+        return vectors
+
+
+class ProjectRows(nn.Module):
+    """Projects the rows of each table and sums, for each field, over its blocks.
+
+    ``widths`` and ``sizes``: width and number of blocks of each table. ``places[f]``: (table, block
+    of that table) of each slot of field ``f``, by table. Linear, without bias.
+    """
+
+    linear: bool = True
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        widths: Sequence[int],
+        sizes: Sequence[int],
+        places: Sequence[Sequence[Tuple[int, int]]],
+        singles: int,
+    ) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(
+            WholeWidth() if width == dim else Projections(blocks=size, width=width, dim=dim)
+            for width, size in zip(widths, sizes, strict=True)
+        )
+        self.singles: int = singles
+        joint = [place for field in places[:singles] for place in field]
+        groups = [joint, *places]
+        # blocks of the slots of each group and table, packed into one buffer
+        packed: List[int] = []
+        self.starts: List[List[int]] = []
+        self.counts: List[List[int]] = []
+        for group in groups:
+            starts, counts = [], []
+            for k in range(len(widths)):
+                here = [block for table, block in group if table == k]
+                starts.append(len(packed))
+                counts.append(len(here))
+                packed += here
+            self.starts.append(starts)
+            self.counts.append(counts)
+        self.register_buffer("blocks", torch.tensor(packed, dtype=torch.int64), persistent=False)
+        # where, among the joint rows of each table, the slots of each categorical field lie
+        seen = [0] * len(widths)
+        self.slots: List[List[Tuple[int, int]]] = []
+        for field in places[:singles]:
+            here = []
+            for table, _ in field:
+                here.append((table, seen[table]))
+                seen[table] += 1
+            self.slots.append(here)
+
+    def forward(self, vectors: List[Tensor], f: int) -> Tensor:
+        wide: List[Tensor] = []
+        for k, projection in enumerate(self.projections):
+            count = self.counts[f + 1][k]
+            if count > 0:
+                blocks = self.blocks.narrow(0, self.starts[f + 1][k], count)
+                wide.append(projection(vectors[k], blocks))  # (..., n_k, D)
+            else:
+                wide.append(vectors[k])
+        pieces: List[Tensor] = []
+        if f >= 0:
+            for part in wide:
+                if part.dim() > 1:
+                    pieces.append(part.sum(-2, keepdim=True) if part.size(-2) > 1 else part)
+            out = pieces[0]
+            for piece in pieces[1:]:
+                out = out + piece
+            return out  # (..., 1, D)
+        for slots in self.slots:
+            table, place = slots[0]
+            piece = wide[table].narrow(1, place, 1)
+            for table, place in slots[1:]:
+                piece = piece + wide[table].narrow(1, place, 1)
+            pieces.append(piece)
+        return torch.cat(pieces, 1)  # (B, C, D)

@@ -1,0 +1,93 @@
+"""Where the rows of a table live, and which kind of gradient they get."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recsys.embeddings.method import TableSpec
+from recsys.settings import TrainConfig
+
+FLOAT_BYTES = 4
+INDEX_BYTES = 8
+DENSE_BELOW = 2_000_000
+
+_STATE_PER_WEIGHT = {"adam": 2, "adagrad": 1, "rowwise_adagrad": 0, "sgd": 0}
+
+
+class TorchStore(nn.Module):
+    """One table as a plain parameter. ``sparse``: gradients hold touched rows only.
+
+    **Shape:** rows (...) int32 or int64 -> (..., width). Rows that point at a zero row get exact
+    zeros and give it no gradient.
+    """
+
+    def __init__(self, *, weight: Tensor, sparse: bool, zero_row: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.sparse: bool = sparse
+        self.fused: bool = False
+        self.padding: int = weight.size(0) - 1 if zero_row else -1
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.padding >= 0:
+            return F.embedding(rows, self.weight, padding_idx=self.padding, sparse=self.sparse)
+        return F.embedding(rows, self.weight, sparse=self.sparse)
+
+    @torch.jit.unused
+    def finalise(self) -> "TorchStore":
+        """The serving form: the same numbers, dense."""
+        return TorchStore(
+            weight=self.weight.detach(), sparse=False, zero_row=self.padding >= 0
+        )
+
+
+def build_store(spec: TableSpec, train: TrainConfig) -> nn.Module:
+    """Allocates and fills one table where ``train.store`` says.
+
+    Errors: `InputError` if torchrec cannot hold the table (its width must be a multiple of 4).
+    """
+    if train.store == "torchrec":
+        from recsys.embeddings.torchrec_store import TorchrecStore
+
+        if TorchrecStore.holds(spec, train):
+            return TorchrecStore(spec=spec, train=train)
+    weight = torch.empty(spec.rows, spec.width)
+    spec.fill(weight)
+    if spec.zero_row:
+        weight[-1] = 0
+    return TorchStore(weight=weight, sparse=is_sparse(spec, train), zero_row=spec.zero_row)
+
+
+def is_sparse(spec: TableSpec, train: TrainConfig) -> bool:
+    """Whether a table gets row-sparse gradients.
+
+    ``auto`` is dense for a table of fewer than `DENSE_BELOW` floats, and for one that
+    ``embedding_l2`` moves as a whole at every step (``all_rows``).
+    """
+    if train.embedding_gradient != "auto":
+        return train.embedding_gradient == "sparse"
+    if train.embedding_l2.value > 0 and train.embedding_l2.mode == "all_rows":
+        return False
+    return spec.rows * spec.width >= DENSE_BELOW
+
+
+def training_bytes(
+    *,
+    rows: int,
+    width: int,
+    optimizer: Literal["adam", "adagrad", "rowwise_adagrad", "sgd"],
+    touched: int | None,
+) -> int:
+    """Bytes of one table in training: weights, gradient, optimiser state.
+
+    ``touched``: rows that one batch fetches at most; ``None``: the gradient is dense.
+    """
+    numel = rows * width
+    state = _STATE_PER_WEIGHT[optimizer] * numel + (rows if optimizer == "rowwise_adagrad" else 0)
+    if touched is None:
+        gradient = FLOAT_BYTES * numel
+    else:
+        gradient = touched * (FLOAT_BYTES * width + INDEX_BYTES)
+    return FLOAT_BYTES * (numel + state) + gradient

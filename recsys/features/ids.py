@@ -1,0 +1,104 @@
+"""Options, spec and module that categorical, bag and sequence fields have in common.
+
+Layout of encoded ids: 0 is null (and the padding of lists), then
+
+- vocabulary: ``1 .. oov_ids`` for ids that are unseen or were cut, chosen by splitmix64, then the
+  vocabulary by falling training frequency, ties by raw id;
+- hash with ``buckets``: ``1 .. buckets``;
+- hash without ``buckets``: raw 64-bit ids pass through, null as `NULL_ID`; the table hashes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import PositiveInt, model_validator
+from torch import nn
+
+from recsys.features.base import Collector, FeatureBase, State
+from recsys.features.counting import HashCollector, VocabularyCollector
+from recsys.features.hashing import salt
+from recsys.features.lookup import HashLookup, OpenIds, VocabularyLookup
+
+_VOCABULARY_ONLY = ("min_count", "max_size", "oov_ids")
+
+
+class IdOptions(FeatureBase):
+    """How ids become rows of a table.
+
+    ``min_count``: rarer training ids count as unseen. ``max_size``: keep only the most frequent.
+    ``oov_ids``: ids shared by everything unseen. ``buckets``: size of a hashed id space.
+    """
+
+    encoding: Literal["vocabulary", "hash"] = "vocabulary"
+    min_count: PositiveInt = 1
+    max_size: PositiveInt | None = None
+    oov_ids: PositiveInt = 1
+    buckets: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_encoding(self) -> Self:
+        if self.encoding == "hash":
+            unused = [key for key in _VOCABULARY_ONLY if key in self.model_fields_set]
+            if unused:
+                raise ValueError(f"{', '.join(unused)}: only for encoding vocabulary; remove it")
+        elif self.buckets is not None:
+            raise ValueError("buckets: only for encoding hash; add encoding: hash or remove it")
+        return self
+
+    def collector(self, name: str, family: str) -> Collector | None:
+        """Counts of ids or buckets; open hashed ids need none."""
+        del family
+        if self.encoding == "vocabulary":
+            return VocabularyCollector(
+                min_count=self.min_count, max_size=self.max_size, oov_ids=self.oov_ids
+            )
+        if self.buckets is not None:
+            return HashCollector(salt=salt(name), buckets=self.buckets)
+        return None
+
+    def module(self, name: str, state: State) -> nn.Module:
+        """(N,) raw ids -> (N,) encoded ids, by what the state holds: the state may be that of the
+        field whose table is shared."""
+        del name
+        if "ids" in state:
+            return VocabularyLookup(
+                ids=state["ids"], oov_ids=len(state["counts"]) - 1 - len(state["ids"])
+            )
+        if "salt" in state:
+            return HashLookup(salt=int(state["salt"][0]), buckets=len(state["counts"]) - 1)
+        return OpenIds()
+
+
+class ListOptions(IdOptions):
+    """`IdOptions` of a list column.
+
+    ``shares``: use the ids and the rows of another categorical, bag or sequence feature. Its
+    vocabulary is then fitted on the values of both columns counted together, so that ids which
+    occur only in histories get rows too.
+    """
+
+    shares: str | None = None
+
+    @model_validator(mode="after")
+    def _shared_options(self) -> Self:
+        own = [
+            key
+            for key in ("encoding", "buckets", *_VOCABULARY_ONLY)
+            if key in self.model_fields_set
+        ]
+        if self.shares is not None and own:
+            raise ValueError(
+                f"{', '.join(own)}: decided by the shared feature {self.shares!r}; remove it"
+            )
+        return self
+
+    def input_kind(self, family: str) -> Literal["ids"]:
+        """Lists of ids."""
+        del family
+        return "ids"
+
+    @property
+    def owner(self) -> str | None:
+        """The feature whose ids and rows are used."""
+        return self.shares

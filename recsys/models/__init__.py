@@ -1,0 +1,35 @@
+"""CTR models: ``forward(batch) -> logits (B,)`` and nothing else.
+
+A model states which embedding layers it wants (``tables``), is handed them, and knows no loss,
+optimiser, path or metric. To add one: one file, one line in each list below, one config.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from recsys.models.autoint import AutoInt, AutoIntConfig
+from recsys.models.dcnv2 import DCNv2, DCNv2Config
+from recsys.models.deepfm import DeepFM, DeepFMConfig
+from recsys.models.dnn import DNN, DNNConfig
+from recsys.models.fm import FactorizationMachine, FMConfig
+from recsys.models.lr import LR, LRConfig
+
+MODELS: dict[str, type[nn.Module]] = {
+    "lr": LR,
+    "fm": FactorizationMachine,
+    "dnn": DNN,
+    "deepfm": DeepFM,
+    "dcnv2": DCNv2,
+    "autoint": AutoInt,
+}
+
+ModelConfig = Annotated[
+    LRConfig | FMConfig | DNNConfig | DeepFMConfig | DCNv2Config | AutoIntConfig,
+    Field(discriminator="name"),
+]
+
+__all__ = ["MODELS", "ModelConfig"]

@@ -1,0 +1,96 @@
+"""DCN-V2: deep and cross network, second version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from recsys.layers import MLP, Activation, CrossNetV2
+from recsys.layers.init import linear
+from recsys.types import Batch, FieldSpec, FrozenConfig
+
+
+class DCNv2Config(FrozenConfig):
+    """``layers``: number of crosses; ``low_rank``: rank of each cross matrix, ``None`` is full.
+
+    ``structure``: ``parallel`` joins the crosses and an MLP side by side, ``stacked`` puts the MLP
+    on top of the crosses, ``crossnet_only`` has no MLP. ``hidden_units`` of the MLP: ``None``
+    takes 64, 64, 64 where there is one.
+    """
+
+    name: Literal["dcnv2"] = "dcnv2"
+    structure: Literal["parallel", "stacked", "crossnet_only"] = "parallel"
+    layers: PositiveInt = 3
+    low_rank: PositiveInt | None = None
+    hidden_units: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    activation: Activation = "relu"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    batch_norm: bool = False
+
+    @model_validator(mode="after")
+    def _no_dead_settings(self) -> DCNv2Config:
+        no_mlp = self.structure == "crossnet_only"
+        if no_mlp and (self.hidden_units is not None or self.dropout > 0 or self.batch_norm):
+            raise ValueError(
+                "structure crossnet_only has no MLP: remove hidden_units, dropout and batch_norm, "
+                "or choose structure parallel or stacked"
+            )
+        return self
+
+
+class DCNv2(nn.Module):
+    """Explicit crosses ``x_{l+1} = x_0 * (W_l x_l + b_l) + x_l`` and an MLP.
+
+    parallel: ``logit = w . [x_L, MLP(x_0)] + b``; stacked: ``logit = w . MLP(x_L) + b``;
+    crossnet_only: ``logit = w . x_L + b``. Wang et al., DCN V2, WWW 2021,
+    https://arxiv.org/abs/2008.13535.
+
+    **Shape** batch of B rows -> logits ``(B,)``.
+    """
+
+    Config = DCNv2Config
+
+    def __init__(
+        self, config: DCNv2Config, fields: Sequence[FieldSpec], layers: Mapping[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.embedding = layers["embedding"]
+        width = len(fields) * layers["embedding"].dim
+        self.crosses = CrossNetV2(input_dim=width, layers=config.layers, low_rank=config.low_rank)
+        self.parallel = config.structure == "parallel"
+        self.mlp: nn.Module = nn.Identity()
+        output_width = width
+        if config.structure != "crossnet_only":
+            mlp = MLP(
+                input_dim=width,
+                hidden_units=config.hidden_units or (64, 64, 64),
+                activation=config.activation,
+                dropout=config.dropout,
+                batch_norm=config.batch_norm,
+            )
+            output_width = mlp.output_dim + (width if self.parallel else 0)
+            self.mlp = mlp
+        self.output = linear(output_width, 1)
+
+    @staticmethod
+    def tables(config: DCNv2Config, embedding_dim: int) -> dict[str, int]:
+        """The embedding layers it asks for, name -> width."""
+        return {"embedding": embedding_dim}
+
+    @staticmethod
+    def example() -> DCNv2Config:
+        """A tiny config for the laws."""
+        return DCNv2Config(layers=2, hidden_units=(8, 8))
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = self.embedding(batch).flatten(1)  # (B, F*D)
+        crossed = self.crosses(x)  # (B, F*D)
+        if self.parallel:
+            top = torch.cat([crossed, self.mlp(x)], dim=1)  # (B, F*D + hidden)
+        else:
+            top = self.mlp(crossed)  # (B, hidden), or (B, F*D) without an MLP
+        return self.output(top).squeeze(1)  # (B,)

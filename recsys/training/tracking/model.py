@@ -1,0 +1,102 @@
+"""A bundle as an MLflow model: signature, code, requirements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+import serving
+from recsys.training.tracking.environment import model_requirements
+from serving.bundle import open_bundle
+from serving.encode import InputField
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TYPES = {
+    "text": "string",
+    "int": "long",
+    "bool": "boolean",
+    "float": "double",
+    "binary": "binary",
+    "timestamp": "datetime",
+}
+
+
+def log_model(
+    uri: str, run_id: str, bundle: Path, example: pd.DataFrame, register: str | None
+) -> str:
+    """Logs the bundle folder as a pyfunc model of run ``run_id``; returns the model's URI.
+
+    "Models from code": the model is `pyfunc.py`, the `serving` package and the bundle's own files,
+    so that it loads without `recsys` and with pickle forbidden. MLflow's process-wide tracking
+    address becomes ``uri``: its model functions know no other way.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    mlflow.set_tracking_uri(uri)
+    info = Model.log(
+        artifact_path=None,
+        name="bundle",
+        flavor=mlflow.pyfunc,
+        run_id=run_id,
+        registered_model_name=register,
+        python_model=str(Path(__file__).with_name("pyfunc.py")),
+        artifacts={"bundle": str(bundle)},
+        code_paths=[str(Path(serving.__path__[0]))],
+        pip_requirements=model_requirements(),
+        signature=_signature(open_bundle(bundle).inputs, example),
+        input_example=example,
+    )
+    return str(info.model_uri)
+
+
+def _signature(inputs: Sequence[InputField], example: pd.DataFrame) -> Any:
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import AnyType, ColSpec, Schema, TensorSpec
+    from mlflow.types.schema import Array, DataType
+
+    columns = {}
+    for field in inputs:
+        kind: Any = DataType[_TYPES[field.dtype]]
+        if field.kind == "ids":
+            kind = Array(kind)
+        elif field.dtype == "int" and example[field.column].isna().any():
+            kind = AnyType()  # pandas has no plain integers with nulls; MLflow would refuse floats
+        columns[field.column] = ColSpec(kind, field.column)
+    scores = Schema([TensorSpec(np.dtype(np.float32), (-1,))])
+    return ModelSignature(inputs=Schema(list(columns.values())), outputs=scores)
+
+
+def dataset_schema(schema: pa.Schema) -> dict[str, Any]:
+    """An Arrow schema as MLflow's page of a dataset shows it."""
+    return {"mlflow_colspec": [_colspec(field) for field in schema]}
+
+
+def _colspec(field: pa.Field[Any]) -> dict[str, Any]:
+    kind = field.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        items = {"type": _scalar(kind.value_type)}
+        return {"name": field.name, "type": "array", "items": items, "required": not field.nullable}
+    return {"name": field.name, "type": _scalar(kind), "required": not field.nullable}
+
+
+def _scalar(kind: pa.DataType) -> str:
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_integer(kind):
+        return "long" if kind.bit_width > 32 else "integer"
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "double"
+    if pa.types.is_temporal(kind):
+        return "datetime"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return "binary"
+    return "string"

@@ -1,0 +1,1 @@
+"""The runtime, from raw rows to scores: torch, numpy, pyarrow, polars, polars-hash only."""

@@ -1,0 +1,68 @@
+"""``python -m serving score BUNDLE IN OUT``: score Parquet files with a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import List, Sequence
+
+from serving.batch import score
+from serving.errors import InputError
+from serving.scorer import Scorer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns 0 (done), 1 (failed) or 2 (bad input, one line on stderr)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        scorer = Scorer(arguments.bundle, arguments.threads, batch_rows=arguments.batch_rows)
+        report = score(
+            scorer,
+            arguments.source,
+            arguments.out,
+            keep=arguments.keep,
+            batch_rows=arguments.batch_rows,
+        )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # the disk is full, a permission is missing
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 1
+    rate = report.rows / max(report.seconds, 1e-9)
+    print(
+        f"{arguments.out}: {report.rows:,} rows in {report.seconds:.1f} s ({rate:,.0f} rows/s)",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    job = commands.add_parser("score", help="Parquet in, Parquet with a column 'score' out")
+    job.add_argument("bundle", metavar="BUNDLE", help="folder that export wrote")
+    job.add_argument("source", metavar="IN", help="Parquet file, folder, glob or URL")
+    job.add_argument("out", metavar="OUT", help="Parquet file to write")
+    job.add_argument("--keep", type=_names, default=[], metavar="A,B", help="columns to copy")
+    job.add_argument("--threads", type=_positive, default=None, help="torch threads")
+    job.add_argument("--batch-rows", type=_positive, default=8192, help="rows scored at once")
+    return parser
+
+
+def _names(text: str) -> List[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

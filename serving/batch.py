@@ -1,0 +1,147 @@
+"""Batch scoring: Parquet in, Parquet with scores out, in memory that does not grow with rows."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, List, Sequence, Tuple, TypeVar
+
+import pyarrow as pa
+
+from serving.bundle import Bundle
+from serving.encode import Batch
+from serving.errors import InputError
+from serving.parquet import Source, open_source, write_parquet
+from serving.scorer import Scorer
+
+__all__ = ["SCORE", "ScoreReport", "score"]
+
+SCORE = "score"
+"""Name of the column that is added: float32 probabilities."""
+
+GROUP_ROWS = 131_072
+"""Rows of a row group of the output: groups as small as a batch would make it slow to read."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """``rows`` written, and wall-clock ``seconds`` from the opened bundle to the renamed file."""
+
+    rows: int
+    seconds: float
+
+
+def score(
+    bundle: str | Path | Bundle | Scorer,
+    source: str | Path | Sequence[str] | Source,
+    out: str | Path,
+    keep: Sequence[str] = (),
+    batch_rows: int = 8192,
+    progress: bool = True,
+) -> ScoreReport:
+    """Score every row of ``source`` into one Parquet file ``out``: columns ``keep`` as they were,
+    then ``score`` float32, in the order of the source.
+
+    ``source``: what `open_source` takes, or a source. ``out`` appears complete or not at all.
+    ``progress``: a line on stderr, if that is a terminal. Reading and encoding run one batch ahead
+    of the graph. Raises `InputError` for a bundle, source, column or path that cannot work, before
+    anything is computed.
+    """
+    scorer = bundle if isinstance(bundle, Scorer) else Scorer(bundle)
+    started = time.perf_counter()
+    rows_in = open_source(source) if isinstance(source, (str, Path, Sequence)) else source
+    kept = list(dict.fromkeys(keep))
+    where = rows_in.files[0]
+    _check_out(Path(out), rows_in.files)
+    _check_keep(kept, rows_in.schema, where)
+    scorer.check(rows_in.schema, where)
+    schema = pa.schema([*(rows_in.schema.field(c) for c in kept), pa.field(SCORE, pa.float32())])
+    line = _Line(rows_in.num_rows, show=progress and sys.stderr.isatty())
+    rows = 0
+    with line, write_parquet(str(out), schema) as writer:
+        group: List[pa.RecordBatch] = []
+        for columns, batch in _ahead(_encoded(scorer, rows_in, kept, batch_rows)):
+            scores = pa.array(scorer.score(batch))
+            group.append(pa.record_batch([*columns, scores], schema=schema))
+            rows += len(scores)
+            line.update(rows)
+            if sum(part.num_rows for part in group) >= GROUP_ROWS:
+                writer.write_table(pa.Table.from_batches(group))
+                group.clear()
+        writer.write_table(pa.Table.from_batches(group, schema))
+    return ScoreReport(rows, time.perf_counter() - started)
+
+
+def _encoded(
+    scorer: Scorer, source: Source, keep: List[str], batch_rows: int
+) -> Iterator[Tuple[List[pa.Array], Batch]]:
+    columns = list(dict.fromkeys([*scorer.columns, *keep]))
+    for rows in source.batches(columns, batch_rows):
+        yield [rows.column(name) for name in keep], scorer.encode(rows)
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items (none of them None), the next being made in a thread while one is used."""
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        future = pool.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = pool.submit(next, items, None)
+            yield item
+
+
+def _check_out(out: Path, files: Sequence[str]) -> None:
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the path of the Parquet file to write")
+    for file in files:
+        if os.path.realpath(file) == os.path.realpath(out) or (
+            out.exists() and os.path.exists(file) and os.path.samefile(file, out)
+        ):
+            raise InputError(f"{out} is an input file; scores would overwrite it, give another OUT")
+
+
+def _check_keep(keep: Sequence[str], schema: pa.Schema, where: str) -> None:
+    for column in keep:
+        if column == SCORE:
+            raise InputError(f"--keep {SCORE}: the output adds a column of that name; rename yours")
+        if column not in schema.names:
+            raise InputError(
+                f"{where}: column {column!r} of --keep is missing; there are "
+                f"{', '.join(schema.names)}"
+            )
+
+
+class _Line:
+    """One line on a terminal: rows done, share, rows/s. Draws at most five times a second."""
+
+    def __init__(self, total: int, *, show: bool) -> None:
+        self._total, self._show = total, show
+        self._started = self._drawn = time.perf_counter()
+        self._rows = 0
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._show:
+            self._draw()
+            sys.stderr.write("\n")
+
+    def update(self, rows: int) -> None:
+        self._rows = rows
+        if self._show and time.perf_counter() - self._drawn > 0.2:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._drawn = time.perf_counter()
+        share = self._rows / max(self._total, 1)
+        rate = self._rows / max(self._drawn - self._started, 1e-9)
+        sys.stderr.write(
+            f"\r{self._rows:,} of {self._total:,} rows ({share:.0%}), {rate:,.0f} rows/s"
+        )
+        sys.stderr.flush()

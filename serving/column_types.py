@@ -1,0 +1,68 @@
+"""Which Arrow types of one column may differ between files, and what they are read as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from serving.paths import DataFile
+
+
+def partition_types(files: Sequence[DataFile]) -> dict[str, pa.DataType]:
+    """Type of each hive partition column: int64 if all values are whole numbers, else text."""
+    values: dict[str, list[str]] = {}
+    for file in files:
+        for key, value in file.partition:
+            values.setdefault(key, []).extend([] if value is None else [value])
+    return {
+        key: pa.int64() if found and all(map(_is_int, found)) else pa.string()
+        for key, found in values.items()
+    }
+
+
+def _is_int(text: str) -> bool:
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdigit() and len(digits) <= 18
+
+
+def unify(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of both, or None if they mean different things."""
+    if a == b or pa.types.is_null(b):
+        return a
+    if pa.types.is_null(a):
+        return b
+    a, b = _plain(a), _plain(b)
+    if a == b:
+        return a
+    both = (a, b)
+    if all(map(pa.types.is_list, both)):
+        element = unify(a.value_type, b.value_type)
+        return None if element is None else pa.list_(element)
+    for family in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal):
+        if all(map(family, both)):
+            return _widest(a, b)
+    if all(map(pa.types.is_timestamp, both)) and (a.tz is None) == (b.tz is None):
+        return _widest(a, pa.timestamp(b.unit, a.tz))
+    return None
+
+
+def _widest(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    schemas = [pa.schema([("x", a)]), pa.schema([("x", b)])]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except pa.ArrowException:  # int64 with uint64: nothing holds both
+        return None
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The same values without dictionary, large offsets or views."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind

@@ -1,0 +1,302 @@
+"""Parquet in a stream: one `Source` over files, folders, globs, hive partitions and URLs.
+
+Rows come in the order of the sorted files, each exactly once, in batches of bounded size; only
+the named columns are read. Anything wrong with a file is one `InputError` that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import secrets
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serving.column_types import partition_types, unify
+from serving.errors import InputError
+from serving.paths import DataFile, locate
+
+_READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError)
+
+
+class Source(Protocol):
+    """A stream of rows that can be read any number of times, always in the same order."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """All columns, hive partition columns last."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths, as shown in errors."""
+
+    @property
+    def num_rows(self) -> int:
+        """Exact number of rows."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest; changes when a file is rewritten, not when the whole folder is moved."""
+
+    def batches(
+        self, columns: Sequence[str], batch_rows: int = 65536, dictionary: Sequence[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
+        """Every row once, as batches of 1 to ``batch_rows`` rows with exactly ``columns``.
+
+        Text and binary columns (and lists of them) named in ``dictionary`` arrive dictionary
+        encoded (int32 codes), so that work per value can be done once per distinct value; other
+        types in ``dictionary`` arrive as they are. Raises `InputError` at once for a column that
+        is missing or differs between files, later for damage found while reading.
+        """
+
+    def place(self, row: int) -> str:
+        """Where row number ``row`` of this source is, for error messages."""
+
+
+def open_source(
+    paths: str | os.PathLike[str] | Sequence[str], root: str | os.PathLike[str] | None = None
+) -> Source:
+    """Open Parquet data; reads the footers only.
+
+    ``paths``: file, folder, glob, URL or a list of these (see `serving.paths`); relative ones
+    resolve against ``root``. Hive partition columns are int64 if all their values are whole
+    numbers, else text; as in Spark they win over a column of the same name inside the files.
+    Raises `InputError` for nothing found, an unreadable footer, or no row in any file.
+    """
+    return ParquetSource(locate(paths, None if root is None else os.fspath(root)))
+
+
+@dataclass(frozen=True)
+class _Footer:
+    schema: pa.Schema
+    group_rows: tuple[int, ...]
+    digest: bytes
+
+    @property
+    def rows(self) -> int:
+        return sum(self.group_rows)
+
+
+def _read_footer(file: DataFile) -> _Footer:
+    if file.size == 0:
+        raise InputError(f"{file.label}: the file is empty (0 bytes); write it again or remove it")
+    try:
+        with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
+            metadata = parquet.metadata
+            sink = pa.BufferOutputStream()
+            metadata.write_metadata_file(sink)
+            return _Footer(
+                parquet.schema_arrow.remove_metadata(),
+                tuple(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)),
+                hashlib.sha256(sink.getvalue()).digest(),
+            )
+    except _READ_ERRORS as error:
+        raise InputError(f"{file.label}: not a readable Parquet file: {_one_line(error)}") from None
+
+
+class ParquetSource:
+    """`Source` over Parquet files."""
+
+    def __init__(self, files: Sequence[DataFile]) -> None:
+        self._files = tuple(files)
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            self._footers = tuple(pool.map(_read_footer, self._files))
+        self.files = tuple(file.label for file in self._files)
+        self.num_rows = sum(footer.rows for footer in self._footers)
+        if self.num_rows == 0:
+            raise InputError(f"{_shorten(self.files)}: no rows; the data must have at least one")
+        self._partition_types = partition_types(self._files)
+        self.schema = self._unified_schema()
+        self.fingerprint = self._digest()
+
+    def _unified_schema(self) -> pa.Schema:
+        types: dict[str, pa.DataType] = {}
+        for footer in self._footers:
+            for column in footer.schema:
+                if column.name not in self._partition_types:
+                    known = types.get(column.name, column.type)
+                    types[column.name] = unify(known, column.type) or known
+        return pa.schema(list((types | self._partition_types).items()))
+
+    def _digest(self) -> str:
+        top = posixpath.commonpath([posixpath.dirname(file.path) or "." for file in self._files])
+        digest = hashlib.sha256()
+        for file, footer in zip(self._files, self._footers, strict=True):
+            name = posixpath.relpath(file.path, top)
+            digest.update(repr((name, file.size, file.stamp, file.partition)).encode())
+            digest.update(footer.digest)
+        return digest.hexdigest()
+
+    def batches(
+        self, columns: Sequence[str], batch_rows: int = 65536, dictionary: Sequence[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
+        """See `Source.batches`."""
+        assert columns, "batches() needs columns"
+        assert batch_rows > 0
+        self._check(columns)
+        return self._stream(list(dict.fromkeys(columns)), batch_rows, frozenset(dictionary))
+
+    def place(self, row: int) -> str:
+        """See `Source.place`."""
+        for file, footer in zip(self._files, self._footers, strict=True):
+            for group, rows in enumerate(footer.group_rows):
+                if row < rows:
+                    return f"{file.label}, row group {group}, row {row} of the group"
+                row -= rows
+        raise AssertionError("row number beyond the last row")
+
+    def _check(self, columns: Sequence[str]) -> None:
+        for name in columns:
+            if name in self._partition_types:
+                for file in self._files:
+                    if name not in dict(file.partition):
+                        raise InputError(
+                            f"{file.label}: not in a folder {name}=value as others are"
+                        )
+                continue
+            for file, footer in zip(self._files, self._footers, strict=True):
+                fields = footer.schema.get_all_field_indices(name)
+                if len(fields) != 1:
+                    problem = "is there twice" if fields else "is missing"
+                    close = get_close_matches(name, self.schema.names, 1)
+                    hint = f"; did you mean {close[0]!r}?" if close and close[0] != name else ""
+                    raise InputError(f"{file.label}: column {name!r} {problem}{hint}")
+                found, agreed = footer.schema.field(name).type, self.schema.field(name).type
+                if unify(found, agreed) is None:
+                    raise InputError(
+                        f"{file.label}: column {name!r} is {found}, but {agreed} in "
+                        f"{self.files[0]}; write all files with one type"
+                    )
+
+    def _stream(
+        self, columns: list[str], batch_rows: int, dictionary: frozenset[str]
+    ) -> Iterator[pa.RecordBatch]:
+        stored = [name for name in columns if name not in self._partition_types]
+        for file, footer in zip(self._files, self._footers, strict=True):
+            if footer.rows == 0:
+                continue
+            read = 0
+            try:
+                for rows, arrays in _read(file, footer, stored, batch_rows, dictionary):
+                    read += rows
+                    batch = self._assemble(file, rows, arrays, columns, dictionary)
+                    yield batch
+            except _READ_ERRORS as error:
+                raise InputError(_diagnose(file, footer, stored, error)) from None
+            if read != footer.rows:
+                raise InputError(
+                    f"{file.label}: the footer promises {footer.rows} rows but {read} can be read; "
+                    "the file is damaged"
+                )
+
+    def _assemble(
+        self,
+        file: DataFile,
+        rows: int,
+        arrays: dict[str, pa.Array],
+        columns: list[str],
+        dictionary: frozenset[str],
+    ) -> pa.RecordBatch:
+        out = []
+        for name in columns:
+            if name in self._partition_types:
+                value = dict(file.partition)[name]
+                kind = self._partition_types[name]
+                array = pa.repeat(pa.scalar(value, pa.string()).cast(kind), rows)
+                if name in dictionary and pa.types.is_string(kind):
+                    array = array.dictionary_encode()
+            else:
+                array, kind = arrays[name], self.schema.field(name).type
+                if array.type != kind and name not in dictionary:
+                    array = array.cast(kind)
+            out.append(array)
+        return pa.RecordBatch.from_arrays(out, names=columns)
+
+
+def _read(
+    file: DataFile,
+    footer: _Footer,
+    columns: list[str],
+    batch_rows: int,
+    dictionary: frozenset[str],
+) -> Iterator[tuple[int, dict[str, pa.Array]]]:
+    """Row count and arrays of each batch of one file; ``columns`` may be empty."""
+    if not columns:
+        bounds = [*range(0, footer.rows, batch_rows), footer.rows]
+        yield from ((b - a, {}) for a, b in pairwise(bounds))
+        return
+    with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
+        leaves = [parquet.schema.column(i) for i in range(len(parquet.schema))]
+        text = [
+            leaf.path
+            for leaf in leaves
+            if leaf.physical_type == "BYTE_ARRAY"
+            and (leaf.path in dictionary or leaf.path.removesuffix(".list.element") in dictionary)
+        ]
+        metadata = parquet.metadata
+    with pq.ParquetFile(
+        file.path, filesystem=file.filesystem, metadata=metadata, read_dictionary=text
+    ) as parquet:
+        for batch in parquet.iter_batches(batch_size=batch_rows, columns=columns):
+            yield batch.num_rows, {name: batch.column(name) for name in columns}
+
+
+def _diagnose(file: DataFile, footer: _Footer, columns: list[str], error: BaseException) -> str:
+    """Find the first row group and column that cannot be read alone."""
+    for group in range(len(footer.group_rows)):
+        for name in columns:
+            try:
+                with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
+                    parquet.read_row_group(group, [name])
+            except _READ_ERRORS as found:
+                return (
+                    f"{file.label}: row group {group}, column {name!r} cannot be read "
+                    f"({_one_line(found)}); the file is damaged, write it again"
+                )
+    return f"{file.label}: cannot be read ({_one_line(error)})"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _shorten(files: Sequence[str]) -> str:
+    return files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files"
+
+
+@contextmanager
+def write_parquet(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write a local Parquet file atomically: it appears complete at ``path``, or not at all.
+
+    Yields a writer for ``write_batch`` / ``write_table``. A failure inside the block removes the
+    hidden temporary file (in the same folder) and leaves an existing ``path`` as it was.
+    """
+    target = Path(path)
+    if "://" in os.fspath(path):
+        raise InputError(f"cannot write to {path}: give a local path and copy the file afterwards")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        sink = open(temporary, "xb")  # noqa: SIM115 - closed below, before the rename
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror}") from None
+    try:
+        with sink:
+            with pq.ParquetWriter(sink, schema) as writer:
+                yield writer
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,117 @@
+"""Rows in, scores out, in one process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Iterator, List, Mapping, Sequence, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from serving.bundle import Bundle, open_bundle
+from serving.encode import Batch, check_schema, encode
+from serving.errors import InputError
+from serving.rows import from_dicts
+
+__all__ = ["Rows", "Scorer"]
+
+Rows: TypeAlias = "pa.Table | pa.RecordBatch | Sequence[Mapping[str, Any]] | Any"
+"""A pyarrow table or record batch, a pandas DataFrame, or a list of dicts."""
+
+
+class Scorer:
+    """Scores raw rows with a bundle.
+
+    ``bundle``: the folder, or an opened `Bundle`. ``threads``: torch threads for this whole
+    process; None leaves them as they are. ``batch_rows``: rows that go through the graph at once.
+
+    Example::
+
+        Scorer("runs/7/bundle").predict([{"user": "u1", "item": 17, "history": [3, 9]}])
+    """
+
+    def __init__(
+        self, bundle: str | Path | Bundle, threads: int | None = None, *, batch_rows: int = 4096
+    ) -> None:
+        assert batch_rows > 0
+        if threads is not None:
+            if threads < 1:
+                raise InputError(f"threads is {threads}; give 1 or more")
+            torch.set_num_threads(threads)
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self.inputs = self.bundle.inputs
+        self.columns = list(dict.fromkeys(field.column for field in self.inputs))
+        self._batch_rows = batch_rows
+        self._checked: pa.Schema | None = None
+
+    def predict(self, rows: Rows) -> np.ndarray:
+        """Probabilities (B,) float32, in the order of ``rows``.
+
+        In dicts a missing key or None is null. Raises `InputError` naming the column (and the row
+        of a dict) for a missing column or a type other than in training.
+        """
+        if isinstance(rows, (list, tuple)):
+            return self._predict(from_dicts(rows, self.inputs))
+        if isinstance(rows, (pa.Table, pa.RecordBatch)):
+            table = rows
+        elif _is_frame(rows):
+            table = self._from_frame(rows)
+        else:
+            raise InputError(
+                f"cannot score {type(rows).__name__}; give a pyarrow Table or RecordBatch, a "
+                "pandas DataFrame or a list of dicts"
+            )
+        self.check(table.schema, "rows to score")
+        return self._predict(table.select(self.columns) if self.columns else table)
+
+    def check(self, schema: pa.Schema, where: str) -> None:
+        """Raise `InputError` unless ``schema`` fits the bundle; ``where`` is the file it is of."""
+        if self._checked is None or not self._checked.equals(schema):
+            check_schema(schema, self.inputs, where)
+            self._checked = schema
+
+    def encode(self, rows: pa.Table | pa.RecordBatch) -> Batch:
+        """The raw `Batch` of rows whose schema was checked."""
+        return encode(rows, self.inputs)
+
+    def score(self, batch: Batch) -> np.ndarray:
+        """Probabilities (B,) float32 of an encoded batch, by one call of the graph."""
+        with torch.inference_mode():
+            scores = self.bundle.graph(batch.ids, batch.floats, batch.lists, batch.lengths)
+        return scores.numpy()
+
+    def _predict(self, rows: pa.Table | pa.RecordBatch) -> np.ndarray:
+        parts = [self.score(self.encode(part)) for part in slices(rows, self._batch_rows)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _from_frame(self, frame: Any) -> pa.Table:
+        present = [column for column in self.columns if column in frame.columns]
+        arrays: List[pa.Array] = []
+        for column in present:
+            try:
+                arrays.append(pa.array(frame[column], from_pandas=True))
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(
+                    f"column {column!r} of the DataFrame mixes types ({reason}); give it one type"
+                ) from None
+        if not present:
+            return pa.table({"": pa.nulls(len(frame))})
+        return pa.table(arrays, names=present)
+
+
+def slices(rows: pa.Table | pa.RecordBatch, size: int) -> Iterator[pa.Table | pa.RecordBatch]:
+    """``rows`` in parts of at most ``size``; one empty part if there are none."""
+    if rows.num_rows <= size:
+        yield rows
+        return
+    for start in range(0, rows.num_rows, size):
+        yield rows.slice(start, size)
+
+
+def _is_frame(rows: Any) -> bool:
+    # pandas is no dependency of serving: whoever has a DataFrame has imported it.
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(rows, pandas.DataFrame)

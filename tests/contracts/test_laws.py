@@ -1,0 +1,44 @@
+"""Every model and every table method obeys every law."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recsys.embeddings import EMBEDDINGS
+from recsys.models import MODELS
+from recsys.testing import MODEL_LAWS, TABLE_LAWS, Law, world
+
+TABLES = {
+    "full": {"method": "full", "embedding_dim": 8},
+    "hash": {"method": "hash", "embedding_dim": 8, "budget": 0.7, "exact_below": 4},
+    "unified": {"method": "unified", "embedding_dim": 8, "lookups": 2, "budget": 0.7},
+    "mixed_dim": {"method": "mixed_dim", "embedding_dim": 8, "budget": 0.8},
+}
+
+
+def test_every_table_method_has_a_case() -> None:
+    assert set(TABLES) == set(EMBEDDINGS)
+
+
+@pytest.mark.parametrize("law", MODEL_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", MODELS)
+def test_model(name: str, law: Law, tmp_path: Path) -> None:
+    law(world(tmp_path, model=MODELS[name].example()))
+
+
+@pytest.mark.parametrize("law", TABLE_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("method", TABLES)
+def test_table_method(method: str, law: Law, tmp_path: Path) -> None:
+    law(world(tmp_path, model={"name": "deepfm", "hidden_units": [8]}, embedding=TABLES[method]))
+
+
+@pytest.mark.parametrize("method", TABLES)
+@pytest.mark.parametrize("name", MODELS)
+def test_model_with_every_table_method(name: str, method: str, tmp_path: Path) -> None:
+    from recsys.testing import check_any_batch_size, check_script_equals_eager
+
+    combined = world(tmp_path, model=MODELS[name].example(), embedding=TABLES[method])
+    check_any_batch_size(combined)
+    check_script_equals_eager(combined)

@@ -1,0 +1,247 @@
+"""The loop: exact resume, signals, schedules, weights, refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recsys.settings import TrainConfig
+from recsys.training.checkpoint import load_checkpoint
+from recsys.training.schedule import Schedule
+from recsys.training.trainer import Interrupted, Phase, Trainer
+from recsys.types import Batch, InputError, Target
+
+
+@dataclass
+class MemoryRows:
+    """Rows held in memory, with the batching contract of `recsys.data.EncodedData`."""
+
+    floats: Tensor
+    label: Tensor
+    weight: Tensor
+    fingerprint: str = "rows"
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        start: int = 0,
+    ) -> Iterator[tuple[Batch, Target]]:
+        order = np.arange(len(self))
+        if shuffle:
+            np.random.default_rng((seed, epoch)).shuffle(order)
+        for first in range(start * batch_size, len(self), batch_size):
+            part = torch.from_numpy(order[first : first + batch_size])
+            none = torch.zeros(len(part), 0, dtype=torch.int64)
+            group = torch.zeros(len(part), dtype=torch.int64)
+            yield (
+                Batch(none, self.floats[part], [], none),
+                Target(self.label[part], self.weight[part], group),
+            )
+
+
+def rows(count: int = 300, seed: int = 0, fingerprint: str = "rows") -> MemoryRows:
+    generator = torch.Generator().manual_seed(seed)
+    floats = torch.randn(count, 4, generator=generator)
+    label = (torch.rand(count, generator=generator) < torch.sigmoid(2 * floats[:, 0])).float()
+    return MemoryRows(floats, label, torch.ones(count), fingerprint)
+
+
+class Net(nn.Module):
+    """Dropout and batch norm: both carry state that a resume must restore."""
+
+    def __init__(self, *, stop_at: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1)
+        )
+        self.stop_at = stop_at
+        self.calls = 0
+
+    def forward(self, batch: Batch) -> Tensor:
+        if self.training:
+            self.calls += 1
+            if self.calls == self.stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+        return self.net(batch.floats).squeeze(1)
+
+
+CONFIG = TrainConfig(batch_size=32, max_epochs=4, learning_rate=0.01, warmup_steps=5, patience=4)
+
+
+def trainer(model: nn.Module, out: Path | None, config: TrainConfig = CONFIG) -> Trainer:
+    torch.manual_seed(7)
+    return Trainer(model=model, config=config, seed=3, fingerprint="c", out=out)
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 10, 11, 23])
+def test_stop_and_resume_equals_one_run_bit_for_bit(tmp_path: Path, stop_at: int) -> None:
+    whole = Net()
+    expected = trainer(whole, None).fit(rows(), rows(seed=1))
+
+    stopped = Net(stop_at=stop_at)
+    with pytest.raises(Interrupted, match=f"step {stop_at}"):
+        trainer(stopped, tmp_path).fit(rows(), rows(seed=1))
+    resumed = Net()
+    with torch.no_grad():
+        for parameter in resumed.parameters():
+            parameter.add_(1.0)  # a resume must not depend on what the model held before
+    torch.manual_seed(99)
+    result = Trainer(model=resumed, config=CONFIG, seed=3, fingerprint="c", out=tmp_path).fit(
+        rows(), rows(seed=1)
+    )
+
+    assert result.steps == expected.steps == 40
+    assert result.history == expected.history
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_two_runs_are_equal() -> None:
+    first, second = Net(), Net()
+    trainer(first, None).fit(rows(), rows(seed=1))
+    trainer(second, None).fit(rows(), rows(seed=1))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_every_parameter_moves_after_one_step() -> None:
+    model = Net()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    config = TrainConfig(batch_size=300, max_epochs=1, optimizer="adam")
+    trainer(model, None, config).fit(rows())
+    for name, value in model.named_parameters():
+        assert not torch.equal(before[name], value), name
+
+
+def test_resume_of_other_config_or_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        trainer(Net(stop_at=3), tmp_path).fit(rows())
+    with pytest.raises(InputError, match="the training data has changed"):
+        trainer(Net(), tmp_path).fit(rows(fingerprint="other"))
+    other = Trainer(model=Net(), config=CONFIG, seed=3, fingerprint="d", out=tmp_path)
+    with pytest.raises(InputError, match="another config"):
+        other.fit(rows())
+
+
+def test_half_written_checkpoint_is_ignored(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        trainer(Net(stop_at=3), tmp_path).fit(rows())
+    (tmp_path / ".writing-123").mkdir()
+    saved = load_checkpoint(tmp_path)
+    assert saved is not None
+    assert saved.state["position"]["total_steps"] == 3
+
+
+def test_best_weights_come_back() -> None:
+    model = Net()
+    config = TrainConfig(batch_size=32, max_epochs=6, learning_rate=0.5, patience=6)
+    loop = trainer(model, None, config)
+    result = loop.fit(rows(), rows(seed=1))
+    best = max(entry["auc"] for entry in result.history)
+    assert loop.predict(rows(seed=1)).metrics()["auc"] == pytest.approx(best, abs=1e-12)
+
+
+def test_zero_weight_rows_do_not_train() -> None:
+    """Rows of weight 0 with wrong labels leave the weights as if they were not there."""
+    data = rows(64)
+    noisy = MemoryRows(
+        data.floats.repeat(2, 1),
+        torch.cat([data.label, 1 - data.label]),
+        torch.cat([torch.ones(64), torch.zeros(64)]),
+    )
+    config = TrainConfig(batch_size=128, max_epochs=1, optimizer="sgd", learning_rate=0.1)
+    plain, weighted = nn.Linear(4, 1), nn.Linear(4, 1)
+    weighted.load_state_dict(plain.state_dict())
+
+    class Linear(nn.Module):
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, batch: Batch) -> Tensor:
+            return self.linear(batch.floats).squeeze(1)
+
+    trainer(Linear(plain), None, config).fit(data)
+    trainer(Linear(weighted), None, config).fit(noisy)
+    assert torch.allclose(plain.weight, weighted.weight, atol=1e-7)
+
+
+def test_phases_run_in_order_and_restart_the_schedule() -> None:
+    seen: list[str] = []
+
+    class Noted(Phase):
+        def start(self, model: nn.Module) -> None:
+            seen.append(self.name)
+
+    result = trainer(Net(), None).fit(rows(), rows(seed=1), [Noted("search", 2), Noted("retrain", 1)])
+    assert seen == ["search", "retrain"]
+    assert [entry["epoch"] for entry in result.history] == [0, 1, 0]
+    assert result.steps == 30
+
+
+def test_diverged_loss_is_one_clear_line() -> None:
+    bad = rows()
+    bad.floats[5, 0] = float("inf")
+    with pytest.raises(InputError, match="the loss is nan at step"):
+        trainer(Net(), None).fit(bad)
+
+
+def test_empty_train_is_refused() -> None:
+    with pytest.raises(InputError, match="no rows"):
+        trainer(Net(), None).fit(rows(0))
+
+
+def test_bf16_trains_close_to_fp32() -> None:
+    fp32, bf16 = Net(), Net()
+    trainer(fp32, None).fit(rows(2000), rows(500, seed=1))
+    config = CONFIG.model_copy(update={"precision": "bf16"})
+    loop = trainer(bf16, None, config)
+    loop.fit(rows(2000), rows(500, seed=1))
+    auc = loop.predict(rows(500, seed=1)).metrics()["auc"]
+    assert auc == pytest.approx(
+        trainer(fp32, None).predict(rows(500, seed=1)).metrics()["auc"], abs=0.02
+    )
+
+
+def test_schedule_follows_hand_computed_scales() -> None:
+    config = TrainConfig(
+        warmup_steps=4, plateau_factor=0.1, patience=3, learning_rate=1e-3, min_learning_rate=1e-6
+    )
+    schedule = Schedule(config)
+    assert [schedule.lr_scale(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert schedule.judge(0, {"auc": 0.7})
+    assert not schedule.judge(1, {"auc": 0.6})
+    assert schedule.lr_scale(9) == pytest.approx(0.1)
+    assert not schedule.judge(2, {"auc": float("nan")})
+    assert schedule.lr_scale(9) == pytest.approx(0.01)
+    assert not schedule.exhausted
+    assert not schedule.judge(3, {"auc": 0.7})
+    assert schedule.exhausted
+    for epoch in range(4, 9):
+        schedule.judge(epoch, {"auc": 0.1})
+    assert schedule.lr_scale(9) == pytest.approx(1e-3)  # min_learning_rate / learning_rate
+
+
+def test_lower_is_better_for_logloss() -> None:
+    schedule = Schedule(TrainConfig(monitor="logloss"))
+    assert schedule.judge(0, {"logloss": 0.5})
+    assert schedule.judge(1, {"logloss": 0.4})
+    assert not schedule.judge(2, {"logloss": 0.45})
