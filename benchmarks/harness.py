@@ -5,7 +5,8 @@ belongs to one stage. The scripts run in two environments; this file needs the s
 pyarrow and torch only.
 
 Stages: ``ingest`` (fit features and encode a log to what training reads), ``train`` (a fixed
-number of AutoInt steps), ``predict`` (score the rows of the score file).
+number of AutoInt steps), ``predict`` (score the rows of the score file); ``export`` is the untimed
+step before it where a system needs one.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Job:
 def parse_job(argv: Sequence[str] | None = None) -> Job:
     """The command line of a stage script as a `Job`; makes the work folder and sets threads."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage", choices=("ingest", "train", "predict"))
+    parser.add_argument("stage", choices=("ingest", "train", "export", "predict"))
     parser.add_argument("--log", type=Path, required=True, help="raw training log, Parquet")
     parser.add_argument("--score-file", type=Path, required=True, help="raw rows to score, Parquet")
     parser.add_argument("--work", type=Path, required=True, help="folder of this system")
@@ -111,8 +112,7 @@ class TimedBatches(Iterable[Item]):
     """Hands out ``warmup + steps`` batches and keeps the times of the timed steps.
 
     ``started``: the end of the warm-up. ``ended``: the return of the last step. ``waited``: seconds
-    spent inside the loader in between. The loader is asked again from its start when it runs out
-    before the steps are done.
+    spent inside the loader in between.
     """
 
     def __init__(self, loader: Iterable[Item], *, warmup: int, steps: int) -> None:
@@ -132,20 +132,18 @@ class TimedBatches(Iterable[Item]):
             asked = time.perf_counter()
             if step == self.warmup:
                 self.started = asked
-            batch = next(batches, None)
-            if batch is None:
-                batches = iter(self.loader)
-                batch = next(batches)
+            batch = next(batches)
             if step >= self.warmup:
                 self.waited += time.perf_counter() - asked
             yield batch
         self.ended = time.perf_counter()
 
 
-def last_mean(losses: Sequence[float], steps: int = 10) -> float:
-    """Mean of the last losses: a sign that the timed steps did train."""
-    tail = losses[-steps:]
-    return round(sum(tail) / len(tail), 5)
+def mean_loss(losses: Sequence[float], job: Job) -> float:
+    """Mean loss of the timed steps: a sign that they did train."""
+    timed_steps = losses[job.warmup :]
+    assert len(timed_steps) == job.steps, f"{len(losses)} losses"
+    return round(sum(timed_steps) / job.steps, 5)
 
 
 def parameter_counts(model: Any, network: Callable[[str], bool]) -> dict[str, int]:

@@ -64,13 +64,11 @@ def train(job: Job) -> None:
     """`fit` on the rows of the warm-up, then, timed, on the rows of the timed steps."""
     model = _model(job)
     data = label_encode.load(job)
-    wanted = np.arange((job.warmup + job.steps) * job.batch_size) % len(data[LABEL])
-    data = {name: values[wanted] for name, values in data.items()}
-    edge = job.warmup * job.batch_size
+    edge, end = job.warmup * job.batch_size, (job.warmup + job.steps) * job.batch_size
     model.fit(
         _inputs(data, slice(0, edge)), data[LABEL][:edge], batch_size=job.batch_size, verbose=0
     )
-    x, y = _inputs(data, slice(edge, None)), data[LABEL][edge:]
+    x, y = _inputs(data, slice(edge, end)), data[LABEL][edge:end]
     history, seconds = timed(lambda: model.fit(x, y, batch_size=job.batch_size, verbose=0))
     report(
         job,

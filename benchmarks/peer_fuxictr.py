@@ -44,7 +44,7 @@ from harness import (
     Job,
     TimedBatches,
     columns,
-    last_mean,
+    mean_loss,
     num_rows,
     parameter_counts,
     parse_job,
@@ -206,7 +206,7 @@ def train(job: Job) -> None:
         seconds=model.finished - batches.started,
         packages=PACKAGES,
         loader_seconds=round(batches.waited, 3),
-        loss=last_mean(model.losses),
+        loss=mean_loss(model.losses, job),
         parameters=parameter_counts(model, lambda name: not name.startswith("embedding_layer")),
         precision="fp32",
     )

@@ -19,6 +19,7 @@ from harness import (
     Job,
     TimedBatches,
     columns,
+    mean_loss,
     num_rows,
     parameter_counts,
     parse_job,
@@ -77,7 +78,9 @@ def train(job: Job) -> None:
     trainer = _trainer(job)
     loader, _ = _loaders(job, data, num_rows(job.score_file))
     batches = TimedBatches(loader, warmup=job.warmup, steps=job.steps)
-    mean_loss = trainer.train_one_epoch(batches)
+    losses: list[float] = []
+    trainer.criterion.register_forward_hook(lambda _, __, loss: losses.append(loss.item()))
+    trainer.train_one_epoch(batches)
     seconds = batches.ended - batches.started
     report(
         job,
@@ -86,7 +89,7 @@ def train(job: Job) -> None:
         seconds=seconds,
         packages=PACKAGES,
         loader_seconds=round(batches.waited, 3),
-        loss=round(mean_loss, 5),
+        loss=mean_loss(losses, job),
         parameters=parameter_counts(
             trainer.model, lambda name: not name.startswith(("sparse_emb", "dense_emb"))
         ),

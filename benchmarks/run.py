@@ -31,6 +31,7 @@ from recsys.data.synthetic import write_criteo_log
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "out"
+BATCH_SIZE = 4096
 STAGES = ("ingest", "train", "predict")
 Record = dict[str, Any]
 
@@ -119,7 +120,7 @@ def run_dataset(
                 arguments = [
                     *("--log", str(log), "--score-file", str(head), "--work", str(folder)),
                     *("--steps", str(options.steps), "--warmup", str(options.warmup)),
-                    *("--threads", str(options.threads)),
+                    *("--threads", str(options.threads), "--batch-size", str(BATCH_SIZE)),
                 ]
                 if stage == "predict" and turn == 0:
                     for extra in system.setup:
@@ -190,6 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"--systems: no {', '.join(sorted(unknown))}; there are {known}", file=sys.stderr)
             return 2
         compared = [system for system in compared if system.name in options.systems]
+    if (options.warmup + options.steps) * BATCH_SIZE > options.rows:
+        print("--steps: warm-up and steps need more rows than --rows", file=sys.stderr)
+        return 2
     missing = [system.python for system in compared if not system.python.exists()]
     if missing:
         print(f"{missing[0]} is missing: run `make bench-peers` first", file=sys.stderr)

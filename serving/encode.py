@@ -119,18 +119,27 @@ def encode(rows: pa.RecordBatch | pa.Table, inputs: Sequence[InputField]) -> Bat
 
     Check the schema once with `check_schema` before; wrong types still raise `InputError`.
     """
-    ids = [f for f in inputs if f.kind == "id"]
-    floats = [f for f in inputs if f.kind == "float"]
+    count = rows.num_rows
+    singles = [f for f in inputs if f.kind == "id"]
     lists = [f for f in inputs if f.kind == "ids"]
-    padded = [_padded(rows, field) for field in lists]
-    lengths = np.empty((len(lists), rows.num_rows), np.int64)
-    for place, (_, length) in enumerate(padded):
-        lengths[place] = length
+    flat = [_flattened(_column(rows, f), f.column) for f in lists]
+    columns = [*(_column(rows, f) for f in singles), *(values for values, _ in flat)]
+    hashed = ids_of_columns(columns, [f.column for f in (*singles, *lists)])  # one call for all
+
+    ids = np.empty((len(singles), count), np.int64)
+    for place in range(len(singles)):
+        ids[place] = hashed[place]
+    floats = _float_columns(rows, [f for f in inputs if f.kind == "float"])
+    lengths = np.empty((len(lists), count), np.int64)
+    padded = []
+    for place, field in enumerate(lists):
+        values, lengths[place] = _padded(hashed[len(singles) + place], flat[place][1], field)
+        padded.append(torch.from_numpy(values))  # (B, L)
     return Batch(
-        _rows_first(_id_columns(rows, ids)),  # (B, C)
-        _rows_first(_float_columns(rows, floats)),  # (B, K)
-        [torch.from_numpy(values) for values, _ in padded],  # each (B, L)
-        _rows_first(lengths),  # (B, lists)
+        _rows_first(ids),  # (B, C)
+        _rows_first(floats),  # (B, K)
+        padded,
+        _rows_first(lengths),  # (B, number of lists)
     )
 
 
@@ -144,14 +153,6 @@ def _column(rows: pa.RecordBatch | pa.Table, field: InputField) -> Column:
     if isinstance(array, pa.ChunkedArray) and array.num_chunks == 1:
         return array.chunk(0)
     return array
-
-
-def _id_columns(rows: pa.RecordBatch | pa.Table, fields: Sequence[InputField]) -> np.ndarray:
-    out = np.empty((len(fields), rows.num_rows), np.int64)
-    names = [field.column for field in fields]
-    for place, ids in enumerate(ids_of_columns([_column(rows, f) for f in fields], names)):
-        out[place] = ids
-    return out
 
 
 def _float_columns(rows: pa.RecordBatch | pa.Table, fields: Sequence[InputField]) -> np.ndarray:
@@ -183,19 +184,23 @@ def floats_of(array: Column, name: str) -> np.ndarray:
     return values / 1e6 if family == "timestamp" else values
 
 
-def _padded(rows: pa.RecordBatch | pa.Table, field: InputField) -> Tuple[np.ndarray, np.ndarray]:
-    """``(ids (B, L) int64, lengths (B,) int64)`` of one list column."""
-    array = _column(rows, field)
+def _flattened(array: Column, name: str) -> Tuple[Column, np.ndarray]:
+    """All elements of a list column, and how many each row has (B,) int64; null has none."""
     if pa.types.is_null(array.type):
-        empty = np.zeros(rows.num_rows, np.int64)
-        return np.empty((rows.num_rows, 0), np.int64), empty
+        return array.slice(0, 0), np.zeros(len(array), np.int64)
     if not is_list(array.type):
         raise InputError(
-            f"{field.column}: {array.type} is not a list column; make it a categorical feature, "
-            "or store lists"
+            f"{name}: {array.type} is not a list column; make it a categorical feature, or store "
+            "lists"
         )
     counts = pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype(np.int64)
-    ids = ids_of(pc.list_flatten(array), field.column)  # null lists dropped, slices respected
+    return pc.list_flatten(array), counts  # drops null lists, respects slices
+
+
+def _padded(
+    ids: np.ndarray, counts: np.ndarray, field: InputField
+) -> Tuple[np.ndarray, np.ndarray]:
+    """``(ids (B, L) int64, lengths (B,) int64)``: the last ``max_length`` of each list."""
     keep = counts if field.max_length is None else np.minimum(counts, field.max_length)
     width = int(keep.max(initial=0))
     if width * len(keep) > MAX_CELLS:
@@ -203,11 +208,10 @@ def _padded(rows: pa.RecordBatch | pa.Table, field: InputField) -> Tuple[np.ndar
             f"{field.column}: the longest list of this batch has {width} elements, too many to pad "
             f"{len(keep)} rows to; set max_length, or score in smaller batches"
         )
-    if width and len(ids) > keep.sum():
-        row = np.repeat(np.arange(len(counts)), counts)
-        place = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
-        ids = ids[place >= (counts - keep)[row]]
+    if len(ids) > keep.sum():
+        first = np.cumsum(counts) - counts  # of each list, in ids
+        place = np.arange(len(ids)) - np.repeat(first, counts)
+        ids = ids[place >= np.repeat(counts - keep, counts)]
     out = np.full((len(keep), width), NULL_ID, np.int64)
-    if width:
-        out[np.arange(width) < keep[:, None]] = ids
+    out[np.arange(width) < keep[:, None]] = ids
     return out, keep

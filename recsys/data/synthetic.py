@@ -162,10 +162,10 @@ class _World:
         tags = (rng.random(len(bag_owner)) ** 2 * TAGS).astype(np.int64)
 
         logit = -1.35 + self.ad[value["ad"]] + self.page[value["page"]]
-        logit += np.where(no_price, 0.3, -0.5 * (np.log1p(price) - 2.1))
-        logit += 0.03 * (age - 40.0) + np.where(no_dwell, -0.2, 0.4 * (np.log1p(dwell) - 3.0))
+        logit += np.where(no_price, 0.3, -0.7 * (np.log1p(price) - 2.1))
+        logit += 0.045 * (age - 40.0) + np.where(no_dwell, -0.2, 0.5 * (np.log1p(dwell) - 3.0))
         logit += _mean_by_row(bag_owner, self.tag[tags], bag_sizes)
-        logit += 1.6 * (share - 0.25) * (lengths > 0)
+        logit += 1.4 * (share - 0.25) * (lengths > 0)
         for (a, b), table in self.pairs.items():
             logit += table[value[a], value[b]]
         probability = 1 / (1 + np.exp(-logit))
@@ -205,12 +205,12 @@ def _zipf(size: int) -> np.ndarray:
 
 
 def _centred_pair(rng: np.random.Generator, pa_: np.ndarray, pb: np.ndarray) -> np.ndarray:
-    """(A, B) rank-2 table of standard deviation 0.75 that has mean 0 along each column's values,
+    """(A, B) rank-2 table of standard deviation 0.6 that has mean 0 along each column's values,
     under the popularities of both columns."""
     left, right = rng.normal(size=(len(pa_), 2)), rng.normal(size=(len(pb), 2))
     left, right = left - pa_ @ left, right - pb @ right
     table = left @ right.T
-    return table * (0.75 / np.sqrt(pa_ @ table**2 @ pb))
+    return table * (0.6 / np.sqrt(pa_ @ table**2 @ pb))
 
 
 def _mean_by_row(owner: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -72,9 +72,7 @@ def dense_ids(field: FieldSpec, *, method: str) -> int:
     return field.num_ids
 
 
-def budget_bytes(
-    budget: str | float, fields: Sequence[FieldSpec], dims: Mapping[str, int]
-) -> int:
+def budget_bytes(budget: str | float, fields: Sequence[FieldSpec], dims: Mapping[str, int]) -> int:
     """A budget in bytes: a size, or a share of the full tables of all layers.
 
     Errors: `InputError` if a share is asked for while a field has open ids.

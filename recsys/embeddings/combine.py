@@ -24,6 +24,7 @@ class ConcatRows(nn.Module):
     """
 
     linear: bool = True
+    order: Tensor
 
     def __init__(self, *, counts: Sequence[int], singles: int) -> None:
         super().__init__()
@@ -51,6 +52,7 @@ class SumRows(nn.Module):
     """One table, ``T`` lookups per field: ``e_f = E[r_1] + ... + E[r_T]``, width ``d``."""
 
     linear: bool = True
+    owner: Tensor
 
     def __init__(self, *, counts: Sequence[int], singles: int) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ class HashConfig(TableConfig):
 
 
 class Hash(TableMethod):
-    """Row of id ``x`` of field ``f``: ``offset_f + (mix(x + salt_f) mod m_f)``, one table per layer.
+    """Row of id ``x`` of field ``f``: ``offset_f + (mix(x + salt_f) mod m_f)``, one table a layer.
 
     Fields with as many rows as ids keep exact ones. Errors: `InputError` for a field with open ids
     that ``rows`` does not size, an unknown name in ``rows``, or a budget that cannot be met.

@@ -1,7 +1,7 @@
 """From encoded ids to rows of tables: integer arithmetic only, scriptable, the same everywhere."""
 
 import hashlib
-from typing import List, Sequence, Tuple
+from typing import ClassVar, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ RULE = "splitmix64/v1"
 
 class Spans(nn.Module):
     """Where each field's slots lie: ``counts[f]`` slots per field, in field order."""
+
+    column: Tensor
 
     def __init__(self, *, counts: Sequence[int], singles: int) -> None:
         super().__init__()
@@ -45,6 +47,11 @@ class HashRows(Spans):
     The salt is mixed, not added after mixing: two fields with equal ids meet no more often than
     two random ids do. The bias of the last modulus is below ``modulus / 2^63``.
     """
+
+    salt: Tensor
+    modulus: Tensor
+    offset: Tensor
+    stride: Tensor
 
     def __init__(
         self,
@@ -86,6 +93,11 @@ class RangeRows(Spans):
     block, and all but one of them miss.
     """
 
+    low: Tensor
+    high: Tensor
+    shift: Tensor
+    miss: Tensor
+
     def __init__(
         self,
         *,
@@ -122,7 +134,7 @@ class IdMap(nn.Module):
     padding of lists maps to some valid row, which lengths mask later.
     """
 
-    __jit_unused_properties__ = ["fingerprint"]
+    __jit_unused_properties__: ClassVar[List[str]] = ["fingerprint"]
 
     def __init__(self, *, row_map: nn.Module, fields: Sequence[FieldSpec]) -> None:
         super().__init__()

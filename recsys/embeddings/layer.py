@@ -1,13 +1,13 @@
 """The one embedding layer: rows -> vectors, for every table method and every store."""
 
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, ClassVar, List, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from recsys.embeddings.method import TableMethod
 from recsys.embeddings.numeric import NumericVectors
-from recsys.embeddings.store import TorchStore, training_bytes
+from recsys.embeddings.store import Store, training_bytes
 from recsys.settings import TrainConfig
 from recsys.types import FieldSpec, InputError, MemoryReport
 from serving.encode import Batch
@@ -22,7 +22,8 @@ class EmbeddingLayer(nn.Module):
     **Shape:** `Batch` at the rows stage -> (B, F, D).
     """
 
-    __jit_unused_properties__ = ["tables"]
+    __jit_unused_properties__: ClassVar[List[str]] = ["tables"]
+    order: Tensor
 
     def __init__(
         self,
@@ -30,7 +31,7 @@ class EmbeddingLayer(nn.Module):
         method: TableMethod,
         dim: int,
         combine: nn.Module,
-        stores: Sequence[nn.Module],
+        stores: Sequence[Store],
         row_map: nn.Module,
         numeric: NumericVectors,
         train: TrainConfig,
@@ -43,7 +44,7 @@ class EmbeddingLayer(nn.Module):
         self.stores = nn.ModuleList(stores)
         self.row_map = row_map  # for all_vectors; the same module as the id map's
         self.combine = combine
-        self.pools_first: bool = bool(combine.linear)
+        self.pools_first: bool = bool(getattr(combine, "linear", False))
         self.numeric = numeric
         self.singles: int = sum(field.kind == "categorical" for field in fields)
         self.numerics: int = sum(field.kind == "numeric" for field in fields)
@@ -139,15 +140,13 @@ class EmbeddingLayer(nn.Module):
         """Sizes of this layer, from its tensors; a model's first layer counts the id map too."""
         optimizer = self._train.table_optimizer
         trained = stored = training = 0
-        for k, store in enumerate(self.stores):
+        for k, store in enumerate(self.tables):
             rows, width = store.weight.shape
             trained += (rows - int(store.padding >= 0)) * width
             stored += store.weight.numel() * store.weight.element_size()
             fetched = sum(group[k] for group in self.counts[1:]) * self._train.batch_size
             touched = min(rows, fetched) if store.sparse else None
-            training += training_bytes(
-                rows=rows, width=width, optimizer=optimizer, touched=touched
-            )
+            training += training_bytes(rows=rows, width=width, optimizer=optimizer, touched=touched)
         for part in (self.combine, self.numeric):
             for weight in part.parameters():
                 trained += weight.numel()
@@ -190,7 +189,7 @@ class EmbeddingLayer(nn.Module):
             method=self._method,
             dim=self.dim,
             combine=self.combine,
-            stores=[store.finalise() for store in self.stores],
+            stores=[store.finalise() for store in self.tables],
             row_map=self.row_map,
             numeric=self.numeric,
             train=self._train,
@@ -199,9 +198,9 @@ class EmbeddingLayer(nn.Module):
         return final.train(self.training)
 
     @property
-    def tables(self) -> List[nn.Module]:
+    def tables(self) -> List[Store]:
         """The stores, one per table."""
-        return list(self.stores)
+        return [cast(Store, store) for store in self.stores]
 
 
 def _rank(field: FieldSpec) -> int:

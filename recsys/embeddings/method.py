@@ -70,9 +70,7 @@ class TableMethod:
 
     Config: ClassVar[type[TableConfig]]
 
-    def __init__(
-        self, config: Any, fields: Sequence[FieldSpec], dims: Mapping[str, int]
-    ) -> None:
+    def __init__(self, config: Any, fields: Sequence[FieldSpec], dims: Mapping[str, int]) -> None:
         self.config = config
         self.fields = tuple(fields)
         self.dims = dict(dims)

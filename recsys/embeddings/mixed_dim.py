@@ -8,7 +8,7 @@ table ``E_i`` (n_i x d_i) and, where ``d_i < D``, a projection ``P_i`` (d_i x D)
 
     e(x) = E_i[x] P_i,    d_i = D (p_i / p_max)^alpha,    p_i = average probability of one id of i.
 
-With one lookup per field and fields as blocks, ``p_i = 1 / n_i`` and ``d_i = D (n_min / n_i)^alpha``.
+With one lookup per field and fields as blocks, ``p_i = 1 / n_i``: ``d_i = D (n_min / n_i)^alpha``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class MixedDimConfig(TableConfig):
 
     method: Literal["mixed_dim"]
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
-    blocks: dict[str, BlockConfig] = {}
+    blocks: dict[str, BlockConfig] = Field(default_factory=dict)
     power_of_two: bool = True
     min_dim: PositiveInt = 1
 

@@ -18,6 +18,8 @@ class NumericVectors(nn.Module):
     **Shape:** (B, K) float, one column per ``width`` of each field -> (B, N, D).
     """
 
+    first: Tensor
+
     def __init__(self, *, fields: Sequence[FieldSpec], dim: int, std: float) -> None:
         super().__init__()
         widths = [field.width for field in fields if field.kind == "numeric"]

@@ -42,6 +42,7 @@ class ProjectRows(nn.Module):
     """
 
     linear: bool = True
+    blocks: Tensor
 
     def __init__(
         self,
@@ -65,7 +66,8 @@ class ProjectRows(nn.Module):
         self.starts: List[List[int]] = []
         self.counts: List[List[int]] = []
         for group in groups:
-            starts, counts = [], []
+            starts: List[int] = []
+            counts: List[int] = []
             for k in range(len(widths)):
                 here = [block for table, block in group if table == k]
                 starts.append(len(packed))
@@ -78,11 +80,11 @@ class ProjectRows(nn.Module):
         seen = [0] * len(widths)
         self.slots: List[List[Tuple[int, int]]] = []
         for field in places[:singles]:
-            here = []
+            found: List[Tuple[int, int]] = []
             for table, _ in field:
-                here.append((table, seen[table]))
+                found.append((table, seen[table]))
                 seen[table] += 1
-            self.slots.append(here)
+            self.slots.append(found)
 
     def forward(self, vectors: List[Tensor], f: int) -> Tensor:
         wide: List[Tensor] = []

@@ -16,7 +16,24 @@ DENSE_BELOW = 2_000_000
 _STATE_PER_WEIGHT = {"adam": 2, "adagrad": 1, "rowwise_adagrad": 0, "sgd": 0}
 
 
-class TorchStore(nn.Module):
+class Store(nn.Module):
+    """One table: rows (...) int32 or int64 -> (..., width).
+
+    ``weight`` (rows, width); ``sparse``: its gradient is row-sparse; ``fused``: the store updates
+    it in the backward pass; ``padding``: index of its zero row, or -1.
+    """
+
+    weight: Tensor
+    sparse: bool
+    fused: bool
+    padding: int
+
+    def finalise(self) -> "Store":
+        """The serving form: a plain dense table of the same numbers."""
+        raise NotImplementedError
+
+
+class TorchStore(Store):
     """One table as a plain parameter. ``sparse``: gradients hold touched rows only.
 
     **Shape:** rows (...) int32 or int64 -> (..., width). Rows that point at a zero row get exact
@@ -26,9 +43,9 @@ class TorchStore(nn.Module):
     def __init__(self, *, weight: Tensor, sparse: bool, zero_row: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
-        self.sparse: bool = sparse
-        self.fused: bool = False
-        self.padding: int = weight.size(0) - 1 if zero_row else -1
+        self.sparse = sparse
+        self.fused = False
+        self.padding = weight.size(0) - 1 if zero_row else -1
 
     def forward(self, rows: Tensor) -> Tensor:
         if self.padding >= 0:
@@ -37,13 +54,11 @@ class TorchStore(nn.Module):
 
     @torch.jit.unused
     def finalise(self) -> "TorchStore":
-        """The serving form: the same numbers, dense."""
-        return TorchStore(
-            weight=self.weight.detach(), sparse=False, zero_row=self.padding >= 0
-        )
+        """The serving form, in the same memory."""
+        return TorchStore(weight=self.weight.detach(), sparse=False, zero_row=self.padding >= 0)
 
 
-def build_store(spec: TableSpec, train: TrainConfig) -> nn.Module:
+def build_store(spec: TableSpec, train: TrainConfig) -> Store:
     """Allocates and fills one table where ``train.store`` says.
 
     Errors: `InputError` if torchrec cannot hold the table (its width must be a multiple of 4).

@@ -8,9 +8,9 @@ One table ``E`` of M rows and chunk width ``d = D / T`` serves every field; id x
     e_f(x) = [E[h(x; f, 1)]; ...; E[h(x; f, T)]],   h(x; f, t) = mix(x + salt(f, t)) mod M.
 
 The number of floats depends neither on the vocabularies nor on the number of fields, and ids need
-no vocabulary at all. Two ids of one field share all their rows with probability ``M^-T``. Collisions
-between fields are benign where each field has its own reader weights (the model learns readers that
-are near orthogonal); do not add two such vectors before any field-specific weight.
+no vocabulary at all. Two ids of one field share all their rows with probability ``M^-T``.
+Collisions between fields are benign where each field has its own reader weights (the model learns
+readers that are near orthogonal); do not add two such vectors before any field-specific weight.
 """
 
 from __future__ import annotations

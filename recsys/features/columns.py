@@ -61,7 +61,7 @@ class IdReader:
         if not isinstance(array, pa.DictionaryArray):
             self._pass_on(ids_of(array, self._column), None)
             return
-        if not _same(self._dictionary, array.dictionary):
+        if self._dictionary is None or not self._dictionary.equals(array.dictionary):
             self.finish()
             self._dictionary = array.dictionary
             self._code_counts = np.zeros(len(array.dictionary), dtype=np.int64)
@@ -111,11 +111,3 @@ class ListReader:
     def finish(self) -> None:
         """See `IdReader.finish`."""
         self._elements.finish()
-
-
-def _same(a: pa.Array | None, b: pa.Array) -> bool:
-    """Are these the same values in memory? (Equal copies count as different.)"""
-    if a is None or len(a) != len(b) or a.offset != b.offset:
-        return False
-    addresses = [[0 if x is None else x.address for x in array.buffers()] for array in (a, b)]
-    return addresses[0] == addresses[1]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
-from recsys.features.base import Collector
+from recsys.features.base import Collector, InputKind
 from recsys.features.columns import FloatReader, IdReader, ListReader, Reader
 from recsys.features.kinds import FeatureConfig
 from recsys.features.state import Features, raw_inputs
@@ -62,7 +62,7 @@ def _readers(
 ) -> list[tuple[str, Reader]]:
     """(column, reader) for every column that some collector needs; lists one for each feature."""
     readers: list[tuple[str, Reader]] = []
-    shared: dict[tuple[str, str], list[Collector]] = {}
+    shared: dict[tuple[InputKind, str], list[Collector]] = {}
     for name, config in configs.items():
         collector = collectors[config.owner or name]
         if collector is None:

@@ -6,7 +6,8 @@ It is a bijection of 64-bit words. Torch has no unsigned 64-bit arithmetic, so w
 two's complement, products wrap, and logical right shifts are an arithmetic shift and a mask; the
 numpy twin works on uint64, and both give the same bits, as do eager torch and TorchScript.
 
-Reduction to ``[0, n)``: ``(splitmix64(id + salt) & (2**63 - 1)) % n``; the bias is below ``n / 2**63``.
+Reduction to ``[0, n)``: ``(splitmix64(id + salt) & (2**63 - 1)) % n``, with a bias below
+``n / 2**63``.
 """
 
 from __future__ import annotations

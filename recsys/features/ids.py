@@ -20,9 +20,6 @@ from recsys.features.counting import HashCollector, VocabularyCollector
 from recsys.features.hashing import salt
 from recsys.features.lookup import HashLookup, OpenIds, VocabularyLookup
 
-_VOCABULARY_ONLY = ("min_count", "max_size", "oov_ids")
-
-
 class IdOptions(FeatureBase):
     """How ids become rows of a table.
 
@@ -39,12 +36,17 @@ class IdOptions(FeatureBase):
     @model_validator(mode="after")
     def _one_encoding(self) -> Self:
         if self.encoding == "hash":
-            unused = [key for key in _VOCABULARY_ONLY if key in self.model_fields_set]
+            unused = self._changed("min_count", "max_size", "oov_ids")
             if unused:
-                raise ValueError(f"{', '.join(unused)}: only for encoding vocabulary; remove it")
+                raise ValueError(f"{unused}: only for encoding vocabulary; remove it")
         elif self.buckets is not None:
             raise ValueError("buckets: only for encoding hash; add encoding: hash or remove it")
         return self
+
+    def _changed(self, *keys: str) -> str:
+        """Those of ``keys`` that differ from their default, as text."""
+        fields = type(self).model_fields
+        return ", ".join(key for key in keys if getattr(self, key) != fields[key].default)
 
     def collector(self, name: str, family: str) -> Collector | None:
         """Counts of ids or buckets; open hashed ids need none."""
@@ -82,15 +84,9 @@ class ListOptions(IdOptions):
 
     @model_validator(mode="after")
     def _shared_options(self) -> Self:
-        own = [
-            key
-            for key in ("encoding", "buckets", *_VOCABULARY_ONLY)
-            if key in self.model_fields_set
-        ]
+        own = self._changed("encoding", "min_count", "max_size", "oov_ids", "buckets")
         if self.shares is not None and own:
-            raise ValueError(
-                f"{', '.join(own)}: decided by the shared feature {self.shares!r}; remove it"
-            )
+            raise ValueError(f"{own}: decided by the shared feature {self.shares!r}; remove it")
         return self
 
     def input_kind(self, family: str) -> Literal["ids"]:

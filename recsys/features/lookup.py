@@ -29,9 +29,13 @@ class VocabularyLookup(nn.Module):
     """Exact ids by a perfect hash table; unseen ids are spread over the OOV ids.
 
     Args:
-        ids: (V,) distinct int64 ids without `NULL_ID`; ``ids[i]`` is encoded as ``1 + oov_ids + i``.
+        ids: (V,) distinct int64 ids without `NULL_ID`; ``ids[i]`` becomes ``1 + oov_ids + i``.
         oov_ids: number of ids that unseen ids share.
     """
+
+    displacements: Tensor
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, *, ids: np.ndarray, oov_ids: int) -> None:
         super().__init__()

@@ -12,11 +12,12 @@ Order of what happens to a value, the same in fitting and in the graph, in float
    constant column becomes 0), ``bins``, ``ple``.
 
 Statistics are over the finite training values, after the transform. ``bins: N`` makes a
-categorical field with ids ``0`` for missing and ``1 .. N`` for the bins; a value on an edge belongs
-to the bin above, equal edges are merged (the ids after the last bin then stay unused). ``ple: N``
-(Gorishniy et al. 2022, https://arxiv.org/abs/2203.05556) is N columns: with edges ``b_0 < .. < b_N``,
-column t is ``(x - b_{t-1}) / (b_t - b_{t-1})`` held within [0, 1], without the lower limit in the
-first and without the upper limit in the last column; merged edges leave trailing zero columns.
+categorical field with ids ``0`` for missing and ``1 .. N`` for the bins; a value on an edge
+belongs to the bin above, equal edges are merged (the ids after the last bin then stay unused).
+``ple: N`` (Gorishniy et al. 2022, https://arxiv.org/abs/2203.05556) is N columns: with edges
+``b_0 < .. < b_N``, column t is ``(x - b_{t-1}) / (b_t - b_{t-1})`` held within [0, 1], without the
+lower limit in the first and without the upper limit in the last column; merged edges leave
+trailing zero columns.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from torch import Tensor, nn
 from recsys.features.base import NUMBER_FAMILIES, FeatureBase, InputKind, State
 from recsys.features.statistics import FLOAT32_MAX, Histogram, Moments, quantiles
 from recsys.types import FieldSpec
+
+_BLOCK = 2048  # for more numbers torch wakes its threads, which cost more than they bring here
 
 
 class Numeric(FeatureBase):
@@ -108,12 +111,12 @@ class NumericCollector:
             self._infinite += (np.isneginf(values).sum(), np.isposinf(values).sum())
         if len(finite) == 0:
             return
-        transformed = self._transformed(finite)
         _widen(self._bounds, finite)
-        _widen(self._range, transformed)
         if self._config.normalise == "standard":
-            self._moments.add(transformed)
+            self._moments.add(self._transformed(finite))
         elif self._config.bins is not None or self._config.ple is not None:
+            transformed = self._transformed(finite)
+            _widen(self._range, transformed)
             self._histogram.add(transformed)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -142,8 +145,11 @@ class NumericCollector:
         return {"edges": edges, "counts": ids}
 
     def _transformed(self, finite: np.ndarray) -> np.ndarray:
-        prepared: np.ndarray = self._prepare(torch.from_numpy(np.ascontiguousarray(finite))).numpy()
-        return prepared
+        if self._config.transform == "none":
+            return np.clip(finite, -FLOAT32_MAX, FLOAT32_MAX)
+        # By the graph's own operator: an edge must compare with what the graph computes.
+        blocks = torch.from_numpy(np.ascontiguousarray(finite)).split(_BLOCK)
+        return np.concatenate([self._prepare(block).numpy() for block in blocks])
 
 
 def _widen(bounds: np.ndarray, x: np.ndarray) -> None:
@@ -193,6 +199,11 @@ class Scale(nn.Module):
 class PiecewiseLinear(nn.Module):
     """Piecewise-linear code: (N,) float64 -> (N, width) float32, NaN where missing."""
 
+    left: Tensor
+    span: Tensor
+    low: Tensor
+    high: Tensor
+
     def __init__(self, *, prepare: Prepare, edges: np.ndarray, width: int) -> None:
         super().__init__()
         self.prepare = prepare
@@ -221,6 +232,8 @@ class PiecewiseLinear(nn.Module):
 
 class Bins(nn.Module):
     """Quantile bins: (N,) float64 -> (N,) int64, 0 where missing, else 1 + edges at or below x."""
+
+    edges: Tensor
 
     def __init__(self, *, prepare: Prepare, edges: np.ndarray) -> None:
         super().__init__()

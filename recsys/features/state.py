@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,11 @@ class Features:
 
     def encoder(self) -> FeatureEncoder:
         """A new encoder: the scriptable module raw `Batch` -> encoded `Batch`."""
+        return deepcopy(self._encoder)
+
+    @cached_property
+    def _encoder(self) -> FeatureEncoder:
+        # Kept, because building the tables of vocabularies takes about half a second a million ids.
         return FeatureEncoder(routes=[self._route(spec) for spec in self.fields])
 
     def save(self, folder: str | Path) -> None:
@@ -105,7 +111,7 @@ class Features:
         return {
             "format": FORMAT,
             "features": {
-                name: config.model_dump(mode="json", exclude_unset=True)
+                name: config.model_dump(mode="json", exclude_defaults=True)
                 for name, config in self.configs.items()
             },
             "inputs": [asdict(item) for item in self.inputs],

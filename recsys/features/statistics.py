@@ -18,7 +18,9 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 EXACT_VALUES = 1 << 16
 _DROPPED_BITS = 52 - 15  # of a double's 52 stored fraction bits, 15 stay
-_UNIT = 1130  # sums are kept in units of 2**-_UNIT, below the smallest bit of any double
+_UNIT = 1074  # sums are kept in units of 2**-_UNIT, the smallest bit of any double
+_BLOCK = 1 << 16
+_GRID_BITS = 35  # _BLOCK numbers of 35 bits sum to at most 52 bits
 
 
 class Moments:
@@ -30,7 +32,7 @@ class Moments:
         self._squares = 0
 
     def add(self, x: np.ndarray) -> None:
-        """Takes finite float64 (N,), at most ``FLOAT32_MAX`` in size, so that squares are finite."""
+        """Takes finite float64 (N,) of at most ``FLOAT32_MAX`` in size, so that squares fit."""
         self._rows += len(x)
         self._sum += exact_sum(x)
         # x * x as an unevaluated pair of doubles, square + rest (Dekker 1971).
@@ -92,19 +94,21 @@ def quantiles(values: np.ndarray, counts: np.ndarray, parts: int) -> np.ndarray:
 
 
 def exact_sum(x: np.ndarray) -> int:
-    """The sum of finite doubles (N,), N below 2**26, in units of 2**-1130: no rounding."""
-    if len(x) == 0:
-        return 0
-    assert len(x) < 1 << 26, "sums of half mantissas must stay below 2**53"
-    fraction, exponent = np.frexp(x)
-    mantissa = (fraction * 2.0**53).astype(np.int64)
-    lowest = int(exponent.min())
-    place = exponent - lowest
-    high = np.bincount(place, weights=mantissa >> 27)
-    low = np.bincount(place, weights=mantissa & ((1 << 27) - 1))
+    """The sum of finite doubles (N,), below 2**900 in size, in units of 2**-1074: no rounding.
+
+    Rump's error-free extraction (AccSum, 2008): adding and subtracting a large number rounds all
+    values to a common grid, on which a block's plain sum is exact; the remainders follow.
+    """
     total = 0
-    for i in np.flatnonzero((high != 0) | (low != 0)):
-        total += ((int(high[i]) << 27) + int(low[i])) << (int(i) + lowest - 53 + _UNIT)
+    for start in range(0, len(x), _BLOCK):
+        rest = x[start : start + _BLOCK]
+        while (largest := max(rest.max(), -rest.min())) > 0:
+            exponent = int(np.frexp(largest)[1])
+            sigma = np.ldexp(1.5, exponent + 52 - _GRID_BITS)
+            part = (rest + sigma) - sigma  # multiples of 2**(exponent - _GRID_BITS)
+            rest = rest - part
+            numerator, denominator = float(part.sum()).as_integer_ratio()
+            total += numerator << (_UNIT + 1 - denominator.bit_length())
     return total
 
 

@@ -173,6 +173,8 @@ def attend_backward(
     scaled_buffer = x.new_empty(rows, fields, d + 1)  # [g, -<g, O>]
     values_buffer = x.new_ones(rows, fields, d + 1)  # [V, 1]
     ones = x.new_ones(fields)
+    grad_sum_buffer = x.new_empty(rows, fields, total)
+    threshold_backward = torch.ops.aten.threshold_backward.grad_input
     grad_x = torch.empty_like(x)
     grad_w = torch.zeros_like(wt)
     for start in range(0, batch, max(rows, 1)):
@@ -180,7 +182,8 @@ def attend_backward(
         x_chunk = x[start : start + n].view(n * fields, width)
         grad_sum = grad_out[start : start + n]
         if final_relu:
-            grad_sum = torch.ops.aten.threshold_backward(grad_sum, out[start : start + n], 0.0)
+            positive = out[start : start + n]
+            grad_sum = threshold_backward(grad_sum, positive, 0.0, grad_input=grad_sum_buffer[:n])
         flat, grad_flat = projected_buffer[: n * fields], grad_projected_buffer[: n * fields]
         torch.mm(x_chunk, w, out=flat)
         if relu_projections:
@@ -205,13 +208,17 @@ def attend_backward(
             mixed.mul_(g).div_(sum_column)
             torch.sum(mixed, dim=2, out=scaled[:, :, d]).neg_()
             values[:, :, :d] = v
-            torch.bmm(scores.transpose(1, 2), g, out=grad_projected[:, :, v_place])
+            # bmm into a strided slice would run matrix by matrix: go through a buffer.
+            torch.bmm(scores.transpose(1, 2), g, out=mixed)
+            grad_projected[:, :, v_place] = mixed
             torch.bmm(scaled, values.transpose(1, 2), out=grad_scores)
             grad_scores.mul_(scores)
-            torch.bmm(grad_scores, k, out=grad_projected[:, :, q_place])
-            torch.bmm(grad_scores.transpose(1, 2), q, out=grad_projected[:, :, k_place])
+            torch.bmm(grad_scores, k, out=mixed)
+            grad_projected[:, :, q_place] = mixed
+            torch.bmm(grad_scores.transpose(1, 2), q, out=mixed)
+            grad_projected[:, :, k_place] = mixed
         if relu_projections:
-            grad_flat = torch.ops.aten.threshold_backward(grad_flat, flat, 0.0)
+            threshold_backward(grad_flat, flat, 0.0, grad_input=grad_flat)
         grad_x_chunk = grad_x[start : start + n].view(n * fields, width)
         if add_input:
             torch.addmm(grad_sum.view(n * fields, total), grad_flat, wt, out=grad_x_chunk)

@@ -59,7 +59,7 @@ class DenseGroup:
 
     def prepare(self) -> list[Tensor]:
         """Adds the L2 terms to the gradients and returns all gradients."""
-        live = [param for param in self.params if param.grad is not None]
+        live: list[Tensor] = [param for param in self.params if param.grad is not None]
         grads = [param.grad for param in live if param.grad is not None]
         value = self._l2.value
         if value > 0 and live and self._l2.mode == "all_rows":
@@ -72,7 +72,7 @@ class DenseGroup:
 
     def step(self) -> None:
         if self._l2.value > 0 and self._l2.mode == "decoupled":
-            live = [param for param in self.params if param.grad is not None]
+            live: list[Tensor] = [param for param in self.params if param.grad is not None]
             if live:
                 torch._foreach_mul_(live, 1 - self._lr * self._l2.value)
         self._optimizer.step()
@@ -278,9 +278,7 @@ def build_optimizers(model: nn.Module, train: TrainConfig) -> Optimizers:
         )
     for name, param in named:
         if id(param) in sparse:
-            parts.append(
-                SparseTable(name, param, optimizer=train.table_optimizer, train=train)
-            )
+            parts.append(SparseTable(name, param, optimizer=train.table_optimizer, train=train))
     for name, module in model.named_modules():
         if any(module is store for store in fused):
             parts.append(FusedTable(name, module, learning_rate=train.table_learning_rate))

@@ -15,7 +15,7 @@ step, coalescing included): see `coalesce` and the functions below.
 from __future__ import annotations
 
 from math import sqrt
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,9 +124,9 @@ class RowwiseAdagrad(torch.optim.Optimizer):
                 self.state[param]["sum"] = param.new_zeros(*param.shape[:-1], 1)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step over all parameters that have a gradient."""
-        assert closure is None
+        assert closure is None, "the loss is computed once a step"
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is None:

@@ -9,6 +9,7 @@ import pytest
 from recsys.embeddings import EMBEDDINGS
 from recsys.models import MODELS
 from recsys.testing import MODEL_LAWS, TABLE_LAWS, Law, world
+from recsys.testing.models import check_any_batch_size, check_script_equals_eager
 
 TABLES = {
     "full": {"method": "full", "embedding_dim": 8},
@@ -37,8 +38,6 @@ def test_table_method(method: str, law: Law, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", TABLES)
 @pytest.mark.parametrize("name", MODELS)
 def test_model_with_every_table_method(name: str, method: str, tmp_path: Path) -> None:
-    from recsys.testing import check_any_batch_size, check_script_equals_eager
-
     combined = world(tmp_path, model=MODELS[name].example(), embedding=TABLES[method])
     check_any_batch_size(combined)
     check_script_equals_eager(combined)

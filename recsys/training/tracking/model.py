@@ -39,12 +39,21 @@ def log_model(
     from mlflow.models import Model
 
     mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri)
+    run = client.get_run(run_id)
+    # Made first and by hand: MLflow would put it in the experiment "Default".
+    model = client.create_logged_model(
+        run.info.experiment_id,
+        name="bundle",
+        source_run_id=run_id,
+        params=run.data.params,
+        model_type="pyfunc",
+    )
     info = Model.log(
         artifact_path=None,
-        name="bundle",
         flavor=mlflow.pyfunc,
+        model_id=model.model_id,
         run_id=run_id,
-        registered_model_name=register,
         python_model=str(Path(__file__).with_name("pyfunc.py")),
         artifacts={"bundle": str(bundle)},
         code_paths=[str(Path(serving.__path__[0]))],
@@ -52,14 +61,29 @@ def log_model(
         signature=_signature(open_bundle(bundle).inputs, example),
         input_example=example,
     )
+    if register is not None:
+        _register(client, register, info.model_uri, run_id, model.model_id)
     return str(info.model_uri)
+
+
+def _register(client: Any, name: str, uri: str, run_id: str, model_id: str) -> None:
+    """A new version of registered model ``name``. By the client: the function MLflow offers
+    for this prints what it does."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    client.create_model_version(name, uri, run_id=run_id, model_id=model_id)
 
 
 def _signature(inputs: Sequence[InputField], example: pd.DataFrame) -> Any:
     import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import AnyType, ColSpec, Schema, TensorSpec
-    from mlflow.types.schema import Array, DataType
+    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types.schema import AnyType, Array, DataType
 
     columns = {}
     for field in inputs:

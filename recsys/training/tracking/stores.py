@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,12 +79,12 @@ def open_client(uri: str, *, create: bool = True) -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No MLflow or alembic chatter inside; errors still arrive, as exceptions."""
-    # A progress bar per downloaded artefact is noise too; MLflow reads this when it downloads.
+    # MLflow reads these when it downloads (a bar per file) and when it is imported (usage reports).
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if "mlflow" not in sys.modules:
-            import mlflow  # noqa: F401  it sets the levels of its loggers when first imported
+        import mlflow  # noqa: F401  it sets the levels of its loggers when first imported
 
         loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
         levels = [logger.level for logger in loggers]

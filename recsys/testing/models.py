@@ -1,0 +1,83 @@
+"""Laws of models."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import torch
+
+from recsys.build import build
+from recsys.testing.world import World, graph, shake
+
+
+def check_any_batch_size(world: World) -> None:
+    """0, 1 and 5 rows give finite logits of shape (B,)."""
+    model = world.model.eval()
+    for count in (0, 1, 5):
+        logits = model(world.rows(0, count))
+        assert logits.shape == (count,)
+        assert torch.isfinite(logits).all()
+
+
+def check_every_parameter_gets_a_gradient(world: World) -> None:
+    """No dead weights: one backward pass reaches every parameter."""
+    shake(world.model)
+    world.model.train()
+    world.model(world.rows()).square().sum().backward()
+    for name, parameter in world.model.named_parameters():
+        assert parameter.grad is not None, f"{name} gets no gradient"
+        grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        assert grad.abs().sum() > 0, f"{name} gets a zero gradient"
+
+
+def check_a_row_scores_the_same_alone(world: World) -> None:
+    """In evaluation a row's logit does not depend on the rows beside it."""
+    model = shake(world.model).eval()
+    together = model(world.rows(0, 8))
+    alone = torch.cat([model(world.rows(i, 1)) for i in range(8)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def check_same_seed_same_weights(world: World) -> None:
+    """Building twice gives equal weights; another seed gives others."""
+    first = build(world.config, world.features).model.state_dict()
+    again = build(world.config, world.features).model.state_dict()
+    other_config = world.config.model_copy(update={"seed": world.config.seed + 1})
+    other = build(other_config, world.features).model.state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def check_script_equals_eager(world: World) -> None:
+    """The scripted graph, saved and loaded, gives the eager graph's scores at any batch size."""
+    module = graph(world)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(module), buffer)
+    buffer.seek(0)
+    scripted = torch.jit.load(buffer)
+    for count in (0, 1, 2, 7, 50):
+        raw = world.raw(0, count)
+        torch.testing.assert_close(scripted(*raw), module(*raw), atol=1e-6, rtol=0)
+
+
+def check_export_equals_eager(world: World) -> None:
+    """`torch.export` with a dynamic batch gives the eager graph's scores."""
+    module = graph(world)
+    raw = world.raw(0, 20)
+    rows, lengths = torch.export.Dim("rows", min=0), []
+    for f in range(len(raw.lists)):
+        lengths.append({0: rows, 1: torch.export.Dim(f"length{f}", min=0)})
+    shapes = ({0: rows}, {0: rows}, lengths, {0: rows})
+    program = torch.export.export(module, tuple(raw), dynamic_shapes=shapes).module()
+    for first, count in ((0, 0), (0, 1), (3, 2), (5, 7), (0, 50)):
+        other = world.raw(first, count)
+        torch.testing.assert_close(program(*other), module(*other), atol=1e-6, rtol=0)
+
+
+def check_weights_round_trip(world: World) -> None:
+    """A state dict moved into a fresh build gives equal logits."""
+    model = shake(world.model).eval()
+    fresh = build(world.config.model_copy(update={"seed": 99}), world.features).model.eval()
+    fresh.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert torch.equal(fresh(world.rows()), model(world.rows()))
