@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from harness import LABEL, Job, columns, num_rows, report, timed
 from sklearn.preprocessing import LabelEncoder, StandardScaler
+
+from benchmarks.harness import LABEL, Job, columns, num_rows, report, timed
 
 FILE = "encoded.npz"
 SIZES = "sizes.json"

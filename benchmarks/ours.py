@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow.parquet as pq
-from harness import (
+
+from benchmarks.harness import (
     ATTENTION_DIM,
     ATTENTION_LAYERS,
     EMBEDDING_DIM,
@@ -33,7 +34,6 @@ from harness import (
     report,
     timed,
 )
-
 from pipelines.prepare import Prepared, prepare
 from recsys.bundle import export
 from recsys.config import RunConfig, parse_config

@@ -8,11 +8,12 @@ It has less to compute than the others. The linear part (a second table per colu
 
 from __future__ import annotations
 
-import label_encode
 import numpy as np
 from deepctr_torch.inputs import DenseFeat, SparseFeat
 from deepctr_torch.models import AutoInt
-from harness import (
+
+from benchmarks import label_encode
+from benchmarks.harness import (
     ATTENTION_LAYERS,
     EMBEDDING_DIM,
     HEADS,

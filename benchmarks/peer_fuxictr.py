@@ -32,7 +32,9 @@ from fuxictr.pytorch.dataloaders import RankDataLoader
 from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block, ScaledDotProductAttention
 from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import seed_everything
-from harness import (
+from torch import Tensor, nn
+
+from benchmarks.harness import (
     ATTENTION_DIM,
     ATTENTION_LAYERS,
     EMBEDDING_DIM,
@@ -51,7 +53,6 @@ from harness import (
     report,
     timed,
 )
-from torch import Tensor, nn
 
 DATASET = "encoded"
 PACKAGES = ("fuxictr", "ray", "polars", "pyarrow", "numpy")

@@ -7,9 +7,15 @@ added. Numeric columns are fields, as in the benchmark. Weight decay is off, lik
 
 from __future__ import annotations
 
-import label_encode
 import numpy as np
-from harness import (
+from torch.utils.data import DataLoader
+from torch_rechub.basic.features import DenseFeature, SparseFeature
+from torch_rechub.models.ranking import AutoInt
+from torch_rechub.trainers import CTRTrainer
+from torch_rechub.utils.data import DataGenerator
+
+from benchmarks import label_encode
+from benchmarks.harness import (
     ATTENTION_LAYERS,
     EMBEDDING_DIM,
     HEADS,
@@ -26,11 +32,6 @@ from harness import (
     report,
     timed,
 )
-from torch.utils.data import DataLoader
-from torch_rechub.basic.features import DenseFeature, SparseFeature
-from torch_rechub.models.ranking import AutoInt
-from torch_rechub.trainers import CTRTrainer
-from torch_rechub.utils.data import DataGenerator
 
 SYSTEM = "torch-rechub"
 PACKAGES = ("torch-rechub", "numpy")

@@ -1,7 +1,7 @@
 """Times recsys and its peers on the same files in one run; prints a table, writes JSON.
 
-    python benchmarks/run.py            the full run: 1 M rows, two id spaces
-    python benchmarks/run.py --quick    a small one, to see that everything works
+    python -m benchmarks.run            the full run: 1 M rows, two id spaces
+    python -m benchmarks.run --quick    a small one, to see that everything works
 
 Every stage is a process of its own. Within a stage the systems take turns (A B C, A B C, ...), so
 that a slow minute of the machine meets all of them; a figure is the median over the turns.
@@ -24,9 +24,9 @@ from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
-from memory import PeakMemory
-from report import goals, render, summarise
 
+from benchmarks.memory import PeakMemory
+from benchmarks.report import goals, render, summarise
 from recsys.data.synthetic import write_criteo_log
 
 HERE = Path(__file__).resolve().parent
@@ -38,11 +38,11 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class System:
-    """A column of the table: which interpreter runs which script, and for which stages."""
+    """A column of the table: which interpreter runs which module, and for which stages."""
 
     name: str
     python: Path
-    script: str
+    module: str
     precision: str = "fp32"
     stages: tuple[str, ...] = STAGES
     setup: tuple[str, ...] = ()  # untimed stages before the first predict
@@ -52,11 +52,11 @@ def systems(peers: Path) -> list[System]:
     """Everything that is compared, recsys first."""
     here, there = Path(sys.executable), peers / "bin" / "python"
     return [
-        System("recsys", here, "ours.py", setup=("export",)),
-        System("recsys bf16", here, "ours.py", precision="bf16", stages=("train",)),
-        System("fuxictr", there, "peer_fuxictr.py"),
-        System("deepctr-torch", there, "peer_deepctr.py"),
-        System("torch-rechub", there, "peer_rechub.py"),
+        System("recsys", here, "ours", setup=("export",)),
+        System("recsys bf16", here, "ours", precision="bf16", stages=("train",)),
+        System("fuxictr", there, "peer_fuxictr"),
+        System("deepctr-torch", there, "peer_deepctr"),
+        System("torch-rechub", there, "peer_rechub"),
     ]
 
 
@@ -84,7 +84,7 @@ def run_stage(system: System, stage: str, arguments: Sequence[str], threads: int
         "POLARS_MAX_THREADS": count,
         "ARROW_NUM_THREADS": count,
     }
-    command = [str(system.python), str(HERE / system.script), stage, *arguments]
+    command = [str(system.python), "-m", f"benchmarks.{system.module}", stage, *arguments]
     process = subprocess.Popen(
         [*command, "--precision", system.precision],
         cwd=HERE.parent,
@@ -114,7 +114,7 @@ def run_dataset(
             for system in compared:
                 if stage not in system.stages:
                     continue
-                folder = work / system.script.removesuffix(".py")
+                folder = work / system.module
                 if stage == "ingest":
                     shutil.rmtree(folder, ignore_errors=True)
                 arguments = [

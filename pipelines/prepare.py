@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,5 +57,8 @@ def _features(config: RunConfig, raw: Splits, cache: Path, reporter: Reporter) -
         return Features.load(folder)
     with reporter.bar("fit features", raw.train.num_rows) as bar:
         features = fit(config.features, raw.train, progress=bar.advance)
-    features.save(folder)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".features-") as temp:
+        features.save(Path(temp) / "features")
+        os.replace(Path(temp) / "features", folder)
     return features

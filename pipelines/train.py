@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from rich.table import Table
 
 from pipelines.prepare import Prepared, prepare
@@ -26,7 +24,9 @@ from recsys.training.prediction import Predictions
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import Tracker, open_tracker
 from recsys.training.trainer import Trainer, TrainResult
-from serving.parquet import write_parquet
+from recsys.types import Metrics
+from serving.encode import InputField
+from serving.parquet import Source, write_parquet
 
 Result = dict[str, Any]
 
@@ -70,7 +70,7 @@ def run(
         )
         _log_inputs(tracker, prepared)
         trained = trainer.fit(prepared.train, prepared.valid)
-        result = _finish(config, prepared, trainer, trained, tracker, folder, reporter)
+        result = _finish(config, prepared, trainer, trained, tracker, folder)
         result["seconds"] = time.perf_counter() - started
         tracker.log_json(result, "result.json")
     except KeyboardInterrupt:
@@ -91,10 +91,8 @@ def _finish(
     trained: TrainResult,
     tracker: Tracker,
     folder: Path,
-    reporter: Reporter,
 ) -> Result:
     """Evaluates, exports and verifies the trained model, and records all of it."""
-    memory = prepared.assembly.memory()
     metrics = {}
     for split in ("valid", "test"):
         rows = getattr(prepared, split)
@@ -103,21 +101,124 @@ def _finish(
             metrics[split] = predictions.metrics()
             _log_predictions(tracker, predictions, split, config.name)
     if trained.history:
-        tracker.log_figure(plots.curves(trained.history), "plots/curves.png")
-    result: Result = {
+        tracker.log_figure(plots.curves(trained.history, config.name), "plots/curves.png")
+    memory = asdict(prepared.assembly.memory())
+    rate = trained.rows_per_second
+    _log_finals(tracker, metrics, memory, rate, trained.steps)
+    trainer.model.to("cpu")
+    assembly = prepared.assembly.finalise()
+    source = prepared.raw.valid or prepared.raw.train
+    rows = first_rows(source, prepared.features.inputs, config.export.verify_rows)
+    report = export_verified(
+        assembly.model,
+        assembly.encoder,
+        assembly.id_map,
+        prepared.features.inputs,
+        folder / "bundle",
+        manifest={
+            "name": config.name,
+            "run_id": tracker.run_id,
+            "config": config.model_dump(mode="json"),
+            "metrics": metrics,
+            "memory": memory,
+        },
+        rows=rows,
+        tolerance=config.export.tolerance,
+    )
+    name = config.name if config.tracking.register_model else None
+    tracker.log_bundle(folder / "bundle", rows.slice(0, 5).to_pandas(), name)
+    return {
         "run_id": tracker.run_id,
         "bundle": str(folder / "bundle"),
         "metrics": metrics,
-        "memory": asdict(memory),
+        "memory": memory,
         "epochs": len(trained.history) or config.train.max_epochs,
         "steps": trained.steps,
-        "rows_per_second": trained.rows_per_second,
+        "rows_per_second": rate,
+        "verified": asdict(report),
     }
+
+
+def first_rows(source: Source, inputs: Sequence[InputField], count: int) -> pa.Table:
+    """The first ``count`` raw rows of the columns that ``inputs`` read."""
+    columns = list(dict.fromkeys(field.column for field in inputs))
+    batches: list[pa.RecordBatch] = []
+    with closing(source.batches(columns, count)) as stream:
+        for batch in stream:
+            batches.append(batch)
+            if sum(part.num_rows for part in batches) >= count:
+                break
+    schema = batches[0].schema if batches else pa.schema([source.schema.field(c) for c in columns])
+    return pa.Table.from_batches(batches, schema).slice(0, count)
+
+
+def _log_inputs(tracker: Tracker, prepared: Prepared) -> None:
+    for split in ("train", "valid", "test"):
+        source = getattr(prepared.raw, split)
+        if source is not None:
+            tracker.log_inputs(
+                split,
+                fingerprint=source.fingerprint,
+                uri=str(source.files[0]),
+                schema=source.schema,
+                rows=source.num_rows,
+            )
+
+
+def _log_predictions(tracker: Tracker, predictions: Predictions, split: str, title: str) -> None:
+    """The scores of every row, for `recsys compare`, and the plots of them."""
+    columns = {
+        "row": np.arange(len(predictions.scores), dtype=np.int64),
+        "label": predictions.labels,
+        "score": predictions.scores,
+    }
+    table = pa.table(columns)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{split}.parquet"
+        with write_parquet(path, table.schema) as writer:
+            writer.write_table(table)
+        tracker.log_artifact(path, "predictions")
+    figures = plots.of_predictions(
+        predictions.labels, predictions.scores, f"{title}, {split}", predictions.weights
+    )
+    for name, figure in figures.items():
+        tracker.log_figure(figure, f"plots/{split}/{name}.png")
+
+
+def _log_finals(
+    tracker: Tracker,
+    metrics: dict[str, Metrics],
+    memory: dict[str, int],
+    rate: float,
+    steps: int,
+) -> None:
     for split, values in metrics.items():
-        final = {f"final/{split}/{key}": value for key, value in values.items()}
-        tracker.log_metrics(final, step=trained.steps)
-    sizes = {f"memory/{key}": float(value) for key, value in asdict(memory).items()}
-    rate = {"train/rows_per_second": trained.rows_per_second}
-    tracker.log_metrics({**sizes, **rate}, step=trained.steps)
-    reporter.say("export and verify")
-    return result
+        finals = {f"{split}/{key}": value for key, value in values.items()}
+        tracker.log_metrics(finals if split == "test" else {}, step=steps)
+        tracker.log_metrics({f"final/{key}": v for key, v in finals.items()}, step=steps)
+    sizes = {f"memory/{key}": float(value) for key, value in memory.items()}
+    tracker.log_metrics({**sizes, "train/rows_per_second": rate}, step=steps)
+
+
+def render(result: Result) -> Table:
+    """Splits side by side, then sizes and where things are."""
+    splits = list(result["metrics"])
+    table = Table(title=None, show_header=True)
+    table.add_column("")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for key in next(iter(result["metrics"].values()), {}):
+        values = [result["metrics"][split].get(key, float("nan")) for split in splits]
+        table.add_row(key, *(f"{v:,.0f}" if key == "rows" else f"{v:.5f}" for v in values))
+    memory, verified = result["memory"], result["verified"]
+    table.caption = (
+        f"tables: {memory['trainable_params']:,} parameters, {memory['stored_bytes']:,} bytes, "
+        f"{memory['lookups_per_row']} lookups a row\n"
+        f"{result['epochs']} epochs, {result['steps']:,} steps, "
+        f"{result['rows_per_second']:,.0f} rows/s, {result['seconds']:.0f} s in all\n"
+        f"verified on {verified['rows']:,} raw rows, largest difference "
+        f"{verified['max_abs_diff']:.1e}\n"
+        f"bundle: {result['bundle']}"
+    )
+    table.caption_justify = "left"
+    return table

@@ -37,6 +37,8 @@ _EXACT: Dict[str, frozenset[type]] = {
     family: frozenset({*types, type(None)}) for family, types in _ACCEPTS.items()
 }
 
+_UNFIT = (pa.ArrowException, OverflowError, UnicodeEncodeError)
+
 
 def from_dicts(rows: Sequence[Row], inputs: Sequence[InputField]) -> pa.RecordBatch:
     """One Arrow batch of the input columns, as `serving.encode.encode` takes it.
@@ -72,7 +74,7 @@ def _scalars(values: List[Any], family: str, column: str) -> pa.Array:
         if family == "float":
             return pa.array(np.array(values, np.float64))  # None becomes NaN
         return _array(values, family)
-    except (pa.ArrowException, OverflowError) as error:
+    except _UNFIT as error:
         raise _unfit(values, family, column, error) from None
 
 
@@ -122,7 +124,7 @@ def _unfit(values: List[Any], family: str, column: str, error: Exception) -> Inp
     for number, value in enumerate(values):
         try:
             _array([value], family)
-        except (pa.ArrowException, OverflowError):
+        except _UNFIT:
             return InputError(
                 f"column {column!r}, value {number}: {value!r} does not fit {_ARROW[family]}; "
                 "leave the key out for null"

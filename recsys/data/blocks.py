@@ -69,10 +69,6 @@ class Judged:
         return len(self.label)
 
 
-class RowIndexTooLarge(Exception):
-    """A row index does not fit the file's int32."""
-
-
 class BlockWriter:
     """Writes a cache file; it appears at ``path`` complete, or not at all.
 
@@ -96,7 +92,7 @@ class BlockWriter:
         return self
 
     def add(self, rows: Judged) -> None:
-        """Appends rows; raises `RowIndexTooLarge` if a row index needs int64 and has int32."""
+        """Appends rows, with row indices of the layout's type."""
         self._waiting.append(rows)
         self._count += len(rows)
         while self._count >= BLOCK_ROWS:
@@ -120,30 +116,18 @@ class BlockWriter:
     def _record_batch(self, parts: Sequence[Judged]) -> pa.RecordBatch:
         arrays: list[pa.Array] = []
         if self._layout.slots:
-            arrays.append(self._fixed([part.rows.ids for part in parts], self._layout.index))
+            arrays.append(_fixed([part.rows.ids for part in parts]))
         if self._layout.width:
-            arrays.append(self._fixed([part.rows.floats for part in parts], "float32"))
+            arrays.append(_fixed([part.rows.floats for part in parts]))
         for f in range(len(self._layout.padding)):
             lists = [part.rows.lists[f] for part in parts]
-            values = self._fixed([one.values for one in lists], self._layout.index)
+            values = _fixed([one.values for one in lists])
             ends = np.cumsum(np.concatenate([one.lengths for one in lists]))
             offsets = np.concatenate(([0], ends)).astype(np.int32)
             arrays.append(pa.ListArray.from_arrays(pa.array(offsets), values))
         for name in ("label", "weight", "group"):
             arrays.append(pa.array(np.concatenate([getattr(part, name) for part in parts])))
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-
-    def _fixed(self, parts: Sequence[np.ndarray], dtype: str) -> pa.Array:
-        """(n, width) arrays -> one fixed-size-list array."""
-        width = parts[0].shape[1]
-        out = np.empty((sum(len(part) for part in parts), width), dtype)
-        first = 0
-        for part in parts:
-            if out.dtype == np.int32 and part.size and part.max() > np.iinfo(np.int32).max:
-                raise RowIndexTooLarge
-            out[first : first + len(part)] = part
-            first += len(part)
-        return pa.FixedSizeListArray.from_arrays(pa.array(out.reshape(-1)), width)
 
     def __exit__(
         self,
@@ -164,6 +148,12 @@ class BlockWriter:
         finally:
             self._sink.close()
             self._temporary.unlink(missing_ok=True)
+
+
+def _fixed(parts: Sequence[np.ndarray]) -> pa.Array:
+    """(n, width) arrays, one below the other, as a fixed-size-list array."""
+    joined = np.concatenate(parts)
+    return pa.FixedSizeListArray.from_arrays(pa.array(joined.reshape(-1)), joined.shape[1])
 
 
 def _cut(rows: Judged, n: int) -> tuple[Judged, Judged]:

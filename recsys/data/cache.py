@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,10 @@ from recsys.data.blocks import (
     BlockWriter,
     Judged,
     Layout,
-    RowIndexTooLarge,
     read_blocks,
     read_layout,
 )
-from recsys.data.rows import RowEncoder
+from recsys.data.rows import RowEncoder, RowIndexTooLarge
 from recsys.data.targets import groups, labels, target_columns, weights
 from recsys.embeddings.id_map import IdMap
 from recsys.features import Features
@@ -68,7 +66,10 @@ def encoded(
         return EncodedData(path, found)
     check_schema(source.schema, features.inputs, source.files[0])
     try:
-        layout = _write(path, key, source, features, id_map, config, progress)
+        try:
+            layout = _write(path, key, "int32", source, features, id_map, config, progress)
+        except RowIndexTooLarge:
+            layout = _write(path, key, "int64", source, features, id_map, config, progress)
     except OSError as error:
         raise InputError(
             f"cannot write the encoded cache {path}: {error.strerror or error}; free the disk or "
@@ -87,40 +88,19 @@ def _key(source: Source, features: Features, id_map: IdMap, config: DataConfig) 
 def _write(
     path: Path,
     key: str,
+    index: str,
     source: Source,
     features: Features,
     id_map: IdMap,
     config: DataConfig,
     progress: Callable[[int], None] | None,
 ) -> Layout:
-    encoder = RowEncoder(features, id_map)
+    """Decodes, encodes and writes, each in its own thread."""
+    encoder = RowEncoder(features, id_map, index)
     padding = tuple(tuple(pad.tolist()) for pad in encoder.padding)
     empty = encoder(_no_rows(source, encoder.columns))
-    layout = Layout(
-        key, source.num_rows, empty.ids.shape[1], empty.floats.shape[1], "int32", padding
-    )
-    try:
-        _stream(path, layout, encoder, source, config, progress)
-    except RowIndexTooLarge:
-        layout = replace(layout, index="int64")
-        _stream(path, layout, encoder, source, config, progress)
-    return layout
-
-
-def _no_rows(source: Source, columns: list[str]) -> pa.RecordBatch:
-    fields = [source.schema.field(name) for name in columns]
-    return pa.RecordBatch.from_pylist([], schema=pa.schema(fields))
-
-
-def _stream(
-    path: Path,
-    layout: Layout,
-    encoder: RowEncoder,
-    source: Source,
-    config: DataConfig,
-    progress: Callable[[int], None] | None,
-) -> None:
-    """Decodes, encodes and writes, each in its own thread."""
+    slots, width = empty.ids.shape[1], empty.floats.shape[1]
+    layout = Layout(key, source.num_rows, slots, width, index, padding)
     with (
         BlockWriter(path, layout) as writer,
         closing(ahead(_judged(encoder, source, config))) as stream,
@@ -129,6 +109,12 @@ def _stream(
             writer.add(rows)
             if progress is not None:
                 progress(len(rows))
+    return layout
+
+
+def _no_rows(source: Source, columns: list[str]) -> pa.RecordBatch:
+    fields = [source.schema.field(name) for name in columns]
+    return pa.RecordBatch.from_pylist([], schema=pa.schema(fields))
 
 
 def _judged(

@@ -7,7 +7,7 @@ dictionary entries that occur; the rows of a batch are then gathered by code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -40,11 +40,19 @@ class Rows(NamedTuple):
     lists: list[Ragged]
 
 
-class RowEncoder:
-    """Encodes the record batches of one stream; keeps the tables of the last dictionaries."""
+class RowIndexTooLarge(Exception):
+    """A row index does not fit the chosen integer type."""
 
-    def __init__(self, features: Features, id_map: IdMap) -> None:
+
+class RowEncoder:
+    """Encodes the record batches of one stream; keeps the tables of the last dictionaries.
+
+    ``index``: type of row indices, ``int32`` or ``int64``.
+    """
+
+    def __init__(self, features: Features, id_map: IdMap, index: str) -> None:
         encoder = features.encoder()
+        self._index = index
         self._ids = [f.column for f in features.inputs if f.kind == "id"]
         self._floats = [f.column for f in features.inputs if f.kind == "float"]
         self._lists = [(f.column, f.max_length) for f in features.inputs if f.kind == "ids"]
@@ -56,18 +64,18 @@ class RowEncoder:
             if source >= 0:
                 column = self._ids[source]
                 rows = partial(_compose, feature, partial(id_map.field_rows, c))
-                by_value = _ByValue(column, rows)
+                by_value = _ByValue(column, rows, index)
                 self._from_ids.append((column, by_value))
                 self._from_floats.append(None)
             else:
                 num_ids = features.fields[c].num_ids
                 assert num_ids is not None, "a categorical field of a number has a fitted id space"
-                table = _table(id_map.field_rows(c, torch.arange(num_ids)))
+                table = _table(id_map.field_rows(c, torch.arange(num_ids)), index)
                 self._from_ids.append(None)
                 self._from_floats.append((-1 - source, feature, table))
         self._numbers = list(zip(encoder.float_features, encoder.float_sources, strict=True))
         self._elements = [
-            _ByValue(column, partial(_compose, feature, partial(id_map.list_rows, f)))
+            _ByValue(column, partial(_compose, feature, partial(id_map.list_rows, f)), index)
             for f, ((column, _), feature) in enumerate(
                 zip(self._lists, encoder.list_features, strict=True)
             )
@@ -84,7 +92,7 @@ class RowEncoder:
         return [elements.rows_of(np.array([NULL_ID]))[:, 0] for elements in self._elements]
 
     def __call__(self, batch: pa.RecordBatch) -> Rows:
-        """Encodes ``batch``; row indices are int64."""
+        """Encodes ``batch``; raises `RowIndexTooLarge` if a row index does not fit."""
         raw = [_writable(floats_of(batch.column(name), name)) for name in self._floats]
         slots: list[tuple[np.ndarray, np.ndarray]] = []  # table (U,) of a slot, codes (n,)
         for from_ids, from_floats in zip(self._from_ids, self._from_floats, strict=True):
@@ -95,7 +103,7 @@ class RowEncoder:
                 source, feature, table = from_floats
                 codes = feature(raw[source]).numpy()
             slots += [(slot, codes) for slot in table]
-        ids = np.empty((len(slots), batch.num_rows), np.int64)
+        ids = np.empty((len(slots), batch.num_rows), self._index)
         for out, (slot, codes) in zip(ids, slots, strict=True):
             np.take(slot, codes, out=out, mode="clip")
         floats = [feature(raw[source]) for feature, source in self._numbers]
@@ -111,7 +119,7 @@ class RowEncoder:
     def _ragged(self, array: pa.Array, keep: int | None, elements: _ByValue) -> Ragged:
         if pa.types.is_null(array.type):
             width = elements.rows_of(np.empty(0, np.int64)).shape[0]
-            return Ragged(np.empty((0, width), np.int64), np.zeros(len(array), np.int64))
+            return Ragged(np.empty((0, width), self._index), np.zeros(len(array), np.int64))
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype(np.int64)
         flat = pc.list_flatten(array)  # null lists dropped, slices respected
         if keep is not None and lengths.max(initial=0) > keep:
@@ -125,16 +133,17 @@ class RowEncoder:
 class _ByValue:
     """Table rows of a column, computed once per distinct value of a dictionary."""
 
-    def __init__(self, column: str, rows: Map) -> None:
+    def __init__(self, column: str, rows: Map, index: str) -> None:
         self._column = column
         self._rows = rows
+        self._index = index
         self._dictionary: pa.Array | None = None
-        self._table = np.empty((0, 0), np.int64)  # (T, U + 1), null last
+        self._table = np.empty((0, 0), index)  # (T, U + 1), null last
         self._done = np.empty(0, bool)
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """Raw ids (U,) -> row indices (T, U) int64."""
-        return _table(self._rows(torch.from_numpy(np.array(ids))))
+        """Raw ids (U,) -> row indices (T, U)."""
+        return _table(self._rows(_writable(ids)), self._index)
 
     def __call__(self, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """``(table (T, U), codes (N,))``: value i has the rows ``table[:, codes[i]]``."""
@@ -142,21 +151,24 @@ class _ByValue:
             ids, codes = unique_ids(array, self._column)
             return self.rows_of(ids), codes
         values = array.dictionary
-        if not _same_memory(self._dictionary, values):
-            self._dictionary = values  # also keeps its memory from being used again
-            self._table = np.empty((0, 0), np.int64)
+        codes = pc.fill_null(array.indices.cast(pa.int32()), len(values)).to_numpy()
+        # The reader hands out equal copies of a row group's dictionary; comparing them costs a
+        # hundredth of encoding them.
+        if self._dictionary is None or not values.equals(self._dictionary):
+            self._dictionary = values
             self._done = np.zeros(len(values) + 1, bool)
-        indices = array.indices.cast(pa.int32())
-        codes = pc.fill_null(indices, len(values)).to_numpy()
-        fresh = np.flatnonzero((np.bincount(codes, minlength=len(self._done)) > 0) & ~self._done)
-        if len(fresh):
+            if len(values) <= 4 * len(codes):  # most entries will be wanted, now or soon
+                self._table = self.rows_of(np.append(ids_of(values, self._column), NULL_ID))
+                self._done[:] = True
+            else:
+                slots = len(self.rows_of(np.array([NULL_ID])))
+                self._table = np.zeros((slots, len(self._done)), self._index)
+        if not self._done.all():
+            used = np.bincount(codes, minlength=len(self._done)) > 0
+            fresh = np.flatnonzero(used & ~self._done)
             named = fresh[fresh < len(values)]
-            chosen = values if len(named) == len(values) else values.take(pa.array(named))
-            ids = np.append(ids_of(chosen, self._column), NULL_ID)[: len(fresh)]
-            rows = self.rows_of(ids)
-            if not self._table.size:
-                self._table = np.zeros((len(rows), len(self._done)), np.int64)
-            self._table[:, fresh] = rows
+            ids = ids_of(values.take(pa.array(named)), self._column)
+            self._table[:, fresh] = self.rows_of(np.append(ids, NULL_ID)[: len(fresh)])
             self._done[fresh] = True
         return self._table, codes
 
@@ -165,22 +177,13 @@ def _compose(feature: Map, rows: Map, ids: Tensor) -> Tensor:
     return rows(feature(ids))
 
 
-def _table(rows: Tensor) -> np.ndarray:
-    """(U, T) tensor -> (T, U) contiguous int64 array."""
-    return np.ascontiguousarray(rows.numpy().T, dtype=np.int64)
+def _table(rows: Tensor, index: str) -> np.ndarray:
+    """(U, T) tensor -> (T, U) contiguous array of type ``index``."""
+    if rows.numel() and int(rows.max()) > np.iinfo(index).max:
+        raise RowIndexTooLarge
+    return np.ascontiguousarray(rows.numpy().T, dtype=index)
 
 
 def _writable(values: np.ndarray) -> Tensor:
     """As a tensor; torch warns of views of read-only Arrow memory."""
     return torch.from_numpy(values if values.flags.writeable else values.copy())
-
-
-def _same_memory(a: pa.Array | None, b: pa.Array) -> bool:
-    """Batches of one row group share their dictionary: the same buffers, not equal copies."""
-    if a is None or len(a) != len(b) or a.offset != b.offset:
-        return False
-    return _addresses(a.buffers()) == _addresses(b.buffers())
-
-
-def _addresses(buffers: Sequence[pa.Buffer | None]) -> list[int]:
-    return [0 if buffer is None else buffer.address for buffer in buffers]

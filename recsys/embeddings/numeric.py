@@ -19,11 +19,12 @@ class NumericVectors(nn.Module):
     """
 
     first: Tensor
+    widths: List[int]  # on the class: TorchScript cannot infer the type of an empty list
 
     def __init__(self, *, fields: Sequence[FieldSpec], dim: int, std: float) -> None:
         super().__init__()
         widths = [field.width for field in fields if field.kind == "numeric"]
-        self.widths: List[int] = widths
+        self.widths = widths
         self.scalar: bool = all(width == 1 for width in widths)
         self.weight = nn.Parameter(torch.empty(sum(widths), dim).normal_(std=std))
         self.missing = nn.Parameter(torch.empty(len(widths), dim).normal_(std=std))

@@ -20,6 +20,7 @@ from recsys.features.counting import HashCollector, VocabularyCollector
 from recsys.features.hashing import salt
 from recsys.features.lookup import HashLookup, OpenIds, VocabularyLookup
 
+
 class IdOptions(FeatureBase):
     """How ids become rows of a table.
 

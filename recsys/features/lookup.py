@@ -4,12 +4,10 @@ A vocabulary is a perfect hash table built by *hash and displace* (Pagh 1999; Be
 Dietzfelbinger 2009): every id belongs to a small bucket, every bucket has one displacement that
 sends its ids to slots of their own. A look-up reads one displacement, one key and one value,
 whatever the size, in 16 bytes an id; binary search in sorted ids (12 bytes an id) takes about
-log2(V) dependent reads: 2.5 times as long at 60 k ids.
+log2(V) dependent reads: about five times as long at 60 k ids.
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -102,7 +100,7 @@ def _build(keys: np.ndarray, values: np.ndarray) -> _Table:
     raise AssertionError("no perfect hash in 64 seeds: the keys are not distinct")
 
 
-def _try_build(keys: np.ndarray, values: np.ndarray, seed: int) -> _Table | None:
+def _try_build(keys: np.ndarray, values: np.ndarray, seed: int) -> Optional[_Table]:
     slots = int(len(keys) * _SLOTS_PER_ID) + 1
     buckets = len(keys) // _IDS_PER_BUCKET + 1
     assert slots < 1 << 31, "slots are multiplied with 32-bit hashes in int64"

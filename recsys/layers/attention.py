@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.layers.attention_kernel import Attend, attend
+
 Residual = Literal["auto", "projected", "none"]
 NormPlace = Literal["none", "before_relu", "after_relu"]
 
@@ -53,7 +55,6 @@ class InteractingLayer(nn.Module):
         self.relu_projections = relu_projections
         self.dropout = dropout
         self.norm_first = layer_norm == "before_relu"
-        self.norm_last = layer_norm == "after_relu"
         self.norm = nn.Identity() if layer_norm == "none" else nn.LayerNorm(attention_dim)
         self.add_input = residual == "auto" and input_dim == attention_dim
         self.project_residual = residual != "none" and not self.add_input
@@ -64,11 +65,47 @@ class InteractingLayer(nn.Module):
             nn.init.xavier_normal_(self.weight[block])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_with_attention(x)[0]
+        if not self._fusable(x):
+            return self.forward_with_attention(x)[0]
+        # Scripted, the kernel runs without gradients; eager, its autograd function adds them.
+        if torch.jit.is_scripting():
+            mixed = attend(
+                x,
+                self.weight,
+                self.heads,
+                self.factor,
+                self.relu_projections,
+                self.add_input,
+                not self.norm_first,
+            )
+        else:
+            mixed = Attend.apply(
+                x,
+                self.weight,
+                self.heads,
+                self.factor,
+                self.relu_projections,
+                self.add_input,
+                not self.norm_first,
+            )
+        if self.norm_first:
+            return self.norm(mixed).relu()  # (B, F, d')
+        return self.norm(mixed)  # (B, F, d')
+
+    def _fusable(self, x: Tensor) -> bool:
+        """Whether the kernel can stand in for the plain operators of the definition."""
+        if x.device.type != "cpu" or (self.training and self.dropout > 0):
+            return False
+        if torch.jit.is_scripting():
+            return not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+        else:
+            return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
     def forward_with_attention(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         """The output and the weights ``(B, H, F, F)``: ``[b, h, m, k]`` is how much field m
-        attends to field k; rows sum to 1 (in eval mode, or without dropout)."""
+        attends to field k; rows sum to 1 (in eval mode, or without dropout).
+
+        This is the definition of the layer; `forward` gives the same output, faster."""
         batch, fields = x.shape[0], x.shape[1]
         projected = F.linear(x, self.weight.flatten(0, 1))  # (B, F, blocks * d')
         if self.relu_projections:
@@ -84,14 +121,10 @@ class InteractingLayer(nn.Module):
             residual = projected[:, :, 3 * self.attention_dim :]
         elif self.add_input:
             residual = x
-        return self.finish(mixed, residual), attention
-
-    def finish(self, mixed: Tensor, residual: Optional[Tensor]) -> Tensor:
         if residual is not None:
             mixed = mixed + residual
         if self.norm_first:
-            mixed = self.norm(mixed)
-        mixed = mixed.relu()
-        if self.norm_last:
-            mixed = self.norm(mixed)
-        return mixed  # (B, F, d')
+            mixed = self.norm(mixed).relu()
+        else:
+            mixed = self.norm(mixed.relu())
+        return mixed, attention  # (B, F, d'), (B, H, F, F)

@@ -16,6 +16,7 @@ from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 CHUNK_FLOATS = 1_400_000
@@ -117,6 +118,7 @@ class Attend(torch.autograd.Function):
     """`attend` with a gradient: keeps ``x`` and the output, recomputes scores per chunk."""
 
     @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(
         ctx: Any,
         x: Tensor,
@@ -134,6 +136,7 @@ class Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad_out: Tensor) -> Tuple[Optional[Tensor], ...]:
         x, weight, out = ctx.saved_tensors
         grads = attend_backward(grad_out, x, weight, out, *ctx.flags)

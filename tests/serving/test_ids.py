@@ -133,7 +133,7 @@ def test_dates_and_digits_below_a_microsecond() -> None:
 
 
 def test_moment_out_of_range_is_one_line() -> None:
-    with pytest.raises(InputError, match="seen: a timestamp.* does not fit 64-bit microseconds"):
+    with pytest.raises(InputError, match=r"seen: a timestamp.* does not fit 64-bit microseconds"):
         ids_of(pa.array([2**62], pa.timestamp("s")), "seen")
 
 

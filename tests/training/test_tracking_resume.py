@@ -12,7 +12,6 @@ from recsys.training.tracking import MlflowTracker
 from recsys.training.tracking.stores import is_outage
 from recsys.types import InputError
 
-
 # -- resume ------------------------------------------------------------------------------------
 
 

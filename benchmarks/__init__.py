@@ -1,0 +1,1 @@
+"""Speed and memory of recsys beside its peers, on the same files in one run."""

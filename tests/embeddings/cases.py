@@ -1,0 +1,76 @@
+"""Small fields, batches and configs that the embedding tests share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from recsys.embeddings import EmbeddingConfig, EmbeddingLayer, IdMap, build_embeddings
+from recsys.settings import TrainConfig
+from recsys.types import Batch, FieldSpec
+
+FIELDS = (
+    FieldSpec("color", "categorical", num_ids=10, counts=np.arange(10, 0, -1)),
+    FieldSpec("shop", "categorical", num_ids=300, counts=np.arange(300, 0, -1)),
+    FieldSpec("item", "categorical", num_ids=2000, counts=np.arange(2000, 0, -1)),
+    FieldSpec("price", "numeric"),
+    FieldSpec("bins", "numeric", width=3),
+    FieldSpec("history", "sequence", num_ids=2000, shares="item", pooling="mean", max_length=4),
+    FieldSpec("tags", "bag", num_ids=50, pooling="sum", max_length=3),
+)
+DIMS = {"main": 16, "first_order": 1}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "full-budget": {"method": "full", "budget": 0.5},
+    "hash": {"method": "hash", "compression": 0.1},
+    "hash-budget": {"method": "hash", "budget": "60KB"},
+    "hash-rows": {"method": "hash", "rows": {"item": 100}, "budget": "30KB"},
+    "unified": {"method": "unified", "rows": 500},
+    "unified-budget": {"method": "unified", "budget": "60KB", "lookups": 4},
+    "unified-uneven": {"method": "unified", "rows": 500, "lookups": {"item": 4, "shop": 1}},
+    "unified-no-exact": {"method": "unified", "rows": 500, "exact_below": 0},
+    "mixed_dim": {"method": "mixed_dim"},
+    "mixed_dim-budget": {"method": "mixed_dim", "budget": 0.4},
+    "mixed_dim-blocks": {
+        "method": "mixed_dim",
+        "alpha": 0.5,
+        "blocks": {"item": {"cuts": [0.2, 0.6]}, "shop": {"by": "ids", "cuts": [0.1]}},
+    },
+}
+
+
+def config(name_or_tree: str | dict[str, Any]) -> Any:
+    tree = CONFIGS[name_or_tree] if isinstance(name_or_tree, str) else name_or_tree
+    return TypeAdapter(EmbeddingConfig).validate_python(tree)
+
+
+def build(
+    name_or_tree: str | dict[str, Any],
+    fields: tuple[FieldSpec, ...] = FIELDS,
+    dims: dict[str, int] | None = None,
+    seed: int = 0,
+    **train: Any,
+) -> tuple[IdMap, dict[str, EmbeddingLayer]]:
+    torch.manual_seed(seed)
+    settings = TrainConfig(**train)
+    return build_embeddings(config(name_or_tree), fields, dims or DIMS, train=settings)
+
+
+def encoded(rows: int, seed: int = 0) -> Batch:
+    """An encoded batch for `FIELDS`; about a fifth of the numerics are missing."""
+    made = torch.Generator().manual_seed(seed)
+
+    def ids(n: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, n, (rows, *shape), generator=made)
+
+    floats = torch.randn(rows, 4, generator=made)
+    floats[torch.rand(rows, generator=made) < 0.2, 0] = torch.nan
+    floats[torch.rand(rows, generator=made) < 0.2, 1:] = torch.nan
+    lengths = torch.stack([ids(5), ids(4)], 1)
+    return Batch(
+        torch.stack([ids(10), ids(300), ids(2000)], 1), floats, [ids(2000, 4), ids(50, 3)], lengths
+    )
