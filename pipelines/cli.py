@@ -220,7 +220,8 @@ def _print(result: Any, as_json: bool, render: Any) -> None:
         return
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=True).print(render(result))
+    width = None if sys.stdout.isatty() else 140  # a pipe has no width; tables should not be cut
+    Console(highlight=False, soft_wrap=True, width=width).print(render(result))
 
 
 def _first_line(kind: type) -> str:

@@ -49,8 +49,8 @@ def run(
     difference_low, difference_high, p_value, logloss, ne, stored_bytes, rows_per_second}],
     notes, plots}``, ``None`` where unknown. AUC, logloss and NE are over the run's saved
     predictions, every row counting once; differences are against the first run and only between
-    runs on the very same rows: same digest of the data, same positions, same labels. ``out``: folder
-    for overlay plots. Nothing is logged. Raises `InputError` if there is nothing to compare.
+    runs on the very same rows: same digest of the data, same positions, same labels. ``out``: a
+    folder for overlay plots. Nothing is logged. Raises `InputError` if there is nothing to compare.
     """
     reader = RunReader(uri)
     found = reader.find(runs, experiment=experiment)

@@ -189,8 +189,7 @@ class ParquetSource:
             try:
                 for rows, arrays in _read(file, footer, stored, batch_rows, dictionary):
                     read += rows
-                    batch = self._assemble(file, rows, arrays, columns, dictionary)
-                    yield batch
+                    yield self._assemble(file, rows, arrays, columns, dictionary)
             except _READ_ERRORS as error:
                 raise InputError(_diagnose(file, footer, stored, error)) from None
             if read != footer.rows:

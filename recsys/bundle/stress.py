@@ -23,14 +23,22 @@ def stress_rows(rows: pa.Table, inputs: Sequence[InputField]) -> pa.Table:
     out = {}
     for place, name in enumerate(columns):
         column = rows.column(name).combine_chunks()
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
+        column = column.cast(_plain(column.type))
         number = np.arange(len(column))
         checkered = column.take(pa.array(number, mask=(number + place) % 2 == 0))
         unseen = _unseen(column) if name in ids else column
         parts = [column, checkered, unseen, pa.nulls(1, column.type)]
         out[name] = pa.chunked_array(parts, type=column.type)
     return pa.table(out).combine_chunks()
+
+
+def _plain(dtype: pa.DataType) -> pa.DataType:
+    # Arrow cannot gather views, and a dictionary would not hold the unseen values.
+    if pa.types.is_dictionary(dtype):
+        return _plain(dtype.value_type)
+    if pa.types.is_string_view(dtype):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(dtype) else dtype
 
 
 def _unseen(column: pa.Array) -> pa.Array:

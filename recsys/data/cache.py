@@ -34,7 +34,7 @@ from recsys.types import Batch, InputError, Target
 from serving.encode import check_schema
 from serving.parquet import Source
 
-BATCH_ROWS = 32_768
+BATCH_ROWS = 65_536
 WINDOW_BLOCKS = 16
 """Blocks that are shuffled together: about a million rows."""
 

@@ -43,8 +43,9 @@ def fit(
     }
     readers = _readers(configs, families, collectors)
     if readers:
-        columns = [column for column, _ in readers]
-        for batch in source.batches(columns, dictionary=columns):
+        columns = list(dict.fromkeys(column for column, _ in readers))
+        plain = [name for name in columns if not is_list(source.schema.field(name).type)]
+        for batch in source.batches(columns, dictionary=plain):
             for column, reader in readers:
                 reader.add(batch.column(column))
             if progress is not None:

@@ -68,7 +68,7 @@ class InteractingLayer(nn.Module):
         if not self._fusable(x):
             return self.forward_with_attention(x)[0]
         # Scripted, the kernel runs without gradients; eager, its autograd function adds them.
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             mixed = attend(
                 x,
                 self.weight,
@@ -96,10 +96,11 @@ class InteractingLayer(nn.Module):
         """Whether the kernel can stand in for the plain operators of the definition."""
         if x.device.type != "cpu" or (self.training and self.dropout > 0):
             return False
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
         else:
-            return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+            tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+            return not (torch.compiler.is_compiling() or tracing)
 
     def forward_with_attention(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         """The output and the weights ``(B, H, F, F)``: ``[b, h, m, k]`` is how much field m
@@ -110,7 +111,7 @@ class InteractingLayer(nn.Module):
         projected = F.linear(x, self.weight.flatten(0, 1))  # (B, F, blocks * d')
         if self.relu_projections:
             projected = projected.relu()
-        heads = projected.view(batch, fields, -1, self.heads, self.head_dim)
+        heads = projected.view(batch, fields, self.weight.shape[0], self.heads, self.head_dim)
         heads = heads.permute(2, 0, 3, 1, 4)  # (blocks, B, H, F, d)
         scores = torch.matmul(heads[0] * self.factor, heads[1].transpose(2, 3))  # (B, H, F, F)
         attention = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)

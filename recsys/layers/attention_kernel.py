@@ -19,22 +19,18 @@ from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
-CHUNK_FLOATS = 1_400_000
-"""Floats of scores of one head and projections in flight: about the L2 caches of two cores."""
-
-LEAST_SUM = 1e-20
-MOST_SUM = 1e20
-
 
 def chunk_rows(fields: int, projected: int) -> int:
     """Rows per chunk for ``fields`` fields and ``projected`` floats of projections per field.
+
+    1.4 M floats of projections and of scores of one head fill the L2 caches of two cores.
 
     **Example**
 
     >>> chunk_rows(39, 96)
     265
     """
-    return max(1, CHUNK_FLOATS // (fields * (fields + projected)))
+    return max(1, 1_400_000 // (fields * (fields + projected)))
 
 
 def exp_scores(queries: Tensor, keys: Tensor, scores: Tensor, sums: Tensor, ones: Tensor) -> None:
@@ -47,7 +43,7 @@ def exp_scores(queries: Tensor, keys: Tensor, scores: Tensor, sums: Tensor, ones
     flat = scores.view(-1, scores.shape[2])  # (n * F, F)
     torch.mv(flat, ones, out=sums)
     low, high = torch.aminmax(sums)
-    if not (float(low) > LEAST_SUM and float(high) < MOST_SUM):
+    if not (float(low) > 1e-20 and float(high) < 1e20):
         torch.bmm(queries, keys.transpose(1, 2), out=scores)
         scores.sub_(scores.amax(dim=2, keepdim=True)).exp_()
         torch.mv(flat, ones, out=sums)
@@ -118,7 +114,7 @@ class Attend(torch.autograd.Function):
     """`attend` with a gradient: keeps ``x`` and the output, recomputes scores per chunk."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any,
         x: Tensor,
@@ -136,8 +132,10 @@ class Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @custom_bwd(device_type="cpu")
-    def backward(ctx: Any, grad_out: Tensor) -> Tuple[Optional[Tensor], ...]:
+    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_out: Tensor
+    ) -> Tuple[Optional[Tensor], ...]:
         x, weight, out = ctx.saved_tensors
         grads = attend_backward(grad_out, x, weight, out, *ctx.flags)
         return (*grads, None, None, None, None, None)

@@ -8,6 +8,7 @@ from typing import Annotated, List, Literal, Tuple
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from recsys.embeddings import EmbeddingLayer
 from recsys.layers import MLP, Activation, InteractingLayer
 from recsys.layers.attention import NormPlace, Residual
 from recsys.layers.init import linear
@@ -67,7 +68,10 @@ class AutoInt(nn.Module):
     Config = AutoIntConfig
 
     def __init__(
-        self, config: AutoIntConfig, fields: Sequence[FieldSpec], layers: Mapping[str, nn.Module]
+        self,
+        config: AutoIntConfig,
+        fields: Sequence[FieldSpec],
+        layers: Mapping[str, EmbeddingLayer],
     ) -> None:
         super().__init__()
         self.embedding = layers["embedding"]
@@ -129,7 +133,8 @@ class AutoInt(nn.Module):
         h = x
         maps: List[Tensor] = []
         for layer in self.interacting:
-            h, attention = layer.forward_with_attention(h)  # (B, F, d'), (B, H, F, F)
+            # (B, F, d'), (B, H, F, F)
+            h, attention = layer.forward_with_attention(h)  # type: ignore[operator]
             maps.append(attention)
         return self._logits(batch, x, h), maps
 

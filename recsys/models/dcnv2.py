@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from recsys.embeddings import EmbeddingLayer
 from recsys.layers import MLP, Activation, CrossNetV2
 from recsys.layers.init import linear
 from recsys.types import Batch, FieldSpec, FrozenConfig
@@ -55,7 +56,7 @@ class DCNv2(nn.Module):
     Config = DCNv2Config
 
     def __init__(
-        self, config: DCNv2Config, fields: Sequence[FieldSpec], layers: Mapping[str, nn.Module]
+        self, config: DCNv2Config, fields: Sequence[FieldSpec], layers: Mapping[str, EmbeddingLayer]
     ) -> None:
         super().__init__()
         self.embedding = layers["embedding"]
@@ -77,7 +78,7 @@ class DCNv2(nn.Module):
         self.output = linear(output_width, 1)
 
     @staticmethod
-    def tables(config: DCNv2Config, embedding_dim: int) -> dict[str, int]:
+    def tables(config: DCNv2Config, embedding_dim: int) -> dict[str, int]:  # noqa: ARG004
         """The embedding layers it asks for, name -> width."""
         return {"embedding": embedding_dim}
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from recsys.embeddings import EmbeddingLayer
 from recsys.layers import FM, MLP, Activation
 from recsys.types import Batch, FieldSpec, FrozenConfig
 
@@ -35,7 +36,10 @@ class DeepFM(nn.Module):
     Config = DeepFMConfig
 
     def __init__(
-        self, config: DeepFMConfig, fields: Sequence[FieldSpec], layers: Mapping[str, nn.Module]
+        self,
+        config: DeepFMConfig,
+        fields: Sequence[FieldSpec],
+        layers: Mapping[str, EmbeddingLayer],
     ) -> None:
         super().__init__()
         self.first_order = layers["first_order"]
@@ -52,7 +56,7 @@ class DeepFM(nn.Module):
         )
 
     @staticmethod
-    def tables(config: DeepFMConfig, embedding_dim: int) -> dict[str, int]:
+    def tables(config: DeepFMConfig, embedding_dim: int) -> dict[str, int]:  # noqa: ARG004
         """The embedding layers it asks for, name -> width."""
         return {"embedding": embedding_dim, "first_order": 1}
 

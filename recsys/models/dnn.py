@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from recsys.embeddings import EmbeddingLayer
 from recsys.layers import MLP, Activation
 from recsys.types import Batch, FieldSpec, FrozenConfig
 
@@ -34,7 +35,7 @@ class DNN(nn.Module):
     Config = DNNConfig
 
     def __init__(
-        self, config: DNNConfig, fields: Sequence[FieldSpec], layers: Mapping[str, nn.Module]
+        self, config: DNNConfig, fields: Sequence[FieldSpec], layers: Mapping[str, EmbeddingLayer]
     ) -> None:
         super().__init__()
         self.embedding = layers["embedding"]
@@ -48,7 +49,7 @@ class DNN(nn.Module):
         )
 
     @staticmethod
-    def tables(config: DNNConfig, embedding_dim: int) -> dict[str, int]:
+    def tables(config: DNNConfig, embedding_dim: int) -> dict[str, int]:  # noqa: ARG004
         """The embedding layers it asks for, name -> width."""
         return {"embedding": embedding_dim}
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from recsys.embeddings import EmbeddingLayer
 from recsys.layers import FM
 from recsys.types import Batch, FieldSpec, FrozenConfig
 
@@ -30,7 +31,7 @@ class FactorizationMachine(nn.Module):
     Config = FMConfig
 
     def __init__(
-        self, config: FMConfig, fields: Sequence[FieldSpec], layers: Mapping[str, nn.Module]
+        self, config: FMConfig, fields: Sequence[FieldSpec], layers: Mapping[str, EmbeddingLayer]
     ) -> None:
         super().__init__()
         self.first_order = layers["first_order"]
@@ -39,7 +40,7 @@ class FactorizationMachine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     @staticmethod
-    def tables(config: FMConfig, embedding_dim: int) -> dict[str, int]:
+    def tables(config: FMConfig, embedding_dim: int) -> dict[str, int]:  # noqa: ARG004
         """The embedding layers it asks for, name -> width."""
         return {"embedding": embedding_dim, "first_order": 1}
 

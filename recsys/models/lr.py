@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from recsys.embeddings import EmbeddingLayer
 from recsys.types import Batch, FieldSpec, FrozenConfig
 
 
@@ -29,14 +30,14 @@ class LR(nn.Module):
     Config = LRConfig
 
     def __init__(
-        self, config: LRConfig, fields: Sequence[FieldSpec], layers: Mapping[str, nn.Module]
+        self, config: LRConfig, fields: Sequence[FieldSpec], layers: Mapping[str, EmbeddingLayer]
     ) -> None:
         super().__init__()
         self.first_order = layers["first_order"]
         self.bias = nn.Parameter(torch.zeros(1))
 
     @staticmethod
-    def tables(config: LRConfig, embedding_dim: int) -> dict[str, int]:
+    def tables(config: LRConfig, embedding_dim: int) -> dict[str, int]:  # noqa: ARG004
         """The embedding layers it asks for, name -> width."""
         return {"first_order": 1}
 

@@ -80,7 +80,8 @@ def pr(curves: Mapping[str, Curve], title: str) -> Figure:
         label = "base rate" if number == 0 else "_"  # one legend entry for all
         axes.axhline(rate, color=_GREY, linestyle="--", linewidth=1, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(loc="best", frameon=False)
+    if rates:
+        axes.legend(loc="best", frameon=False)
     return figure
 
 
@@ -95,7 +96,7 @@ def reliability(curves: Mapping[str, Curve], title: str) -> Figure:
     held = {name: curve_bins(table, RELIABILITY_BINS) for name, table in curves.items()}
     values = np.concatenate([np.r_[bins.predicted, bins.observed] for bins in held.values()])
     values = values[values > 0]
-    low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+    low, high = (values.min(), values.max()) if len(values) else (0.1, 1.0)
     logarithmic = low < 0.01
     low, high = (low / 1.5, min(1.0, high * 1.5)) if logarithmic else (0.0, min(1.0, high * 1.1))
     axes.plot([low, high], [low, high], color=_GREY, linestyle="--", linewidth=1, label="perfect")

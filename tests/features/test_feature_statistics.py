@@ -71,9 +71,7 @@ def test_histogram_is_exact_while_values_are_few() -> None:
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.integers(1, 20), st.randoms()
-)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.integers(1, 20), st.randoms())
 def test_grid_does_not_depend_on_order_or_chunks(values, chunk, random) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "EXACT_VALUES", 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import socket
@@ -61,8 +62,8 @@ def uri(folder: Path) -> str:
         tracker.log_inputs("test", fingerprint=digest, uri="t.parquet", schema=schema, rows=ROWS)
         tracker.log_metrics({"memory/stored_bytes": 1024.0, "final/test/auc": 0.5}, step=1)
         if labels is not None:
-            rows = order if name == "good" and scores is not POOR else np.arange(ROWS)
-            rows = order if labels is not LABELS and labels is not flipped else np.arange(ROWS)
+            shuffled = labels is not LABELS and labels is not flipped
+            rows = order if shuffled else np.arange(ROWS)
             file = folder / "test.parquet"
             pq.write_table(pa.table({"row": rows, "label": labels, "score": scores}), file)
             tracker.log_artifact(file, "predictions")
@@ -183,8 +184,9 @@ def test_ui_starts_and_shows_the_runs(uri: str, tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
-            shlex.split(ui.command(uri, port=port)),
+            [sys.executable, "-c", f"from pipelines import ui; ui.run({uri!r}, {port})"],
             cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -194,11 +196,11 @@ def test_ui_starts_and_shows_the_runs(uri: str, tmp_path: Path) -> None:
             names = {entry["name"] for entry in found["experiments"]}
             assert {"shop", "else"} <= names
         finally:
-            server.send_signal(signal.SIGINT)
+            os.killpg(server.pid, signal.SIGINT)  # what Ctrl-C does: the whole group
             try:
-                server.wait(10)
+                server.wait(20)
             except subprocess.TimeoutExpired:
-                server.kill()
+                os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
     assert {path.name for path in tmp_path.iterdir()} == {"log"}
 

@@ -1,0 +1,129 @@
+"""Metrics of a bundle on raw rows: the same functions that judge a live model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Group
+from rich.table import Table
+
+from recsys.config import parse_config
+from recsys.data import Source, open_source, splits
+from recsys.data.targets import groups, labels, target_columns, weights
+from recsys.settings import DataConfig
+from recsys.training.metrics import slices as sliced
+from recsys.training.prediction import Predictions
+from recsys.training.progress import Reporter, SilentReporter
+from recsys.types import InputError
+from serving.bundle import Bundle, open_bundle
+from serving.scorer import Scorer
+
+BATCH_ROWS = 8192
+Result = dict[str, Any]
+
+
+def run(
+    bundle: Path,
+    *,
+    data: Sequence[str] | None = None,
+    split: str = "test",
+    root: str = ".",
+    slices: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> Result:
+    """Scores raw rows of ``data``, or of ``split`` of the run's own data, and measures.
+
+    Returns ``{run_id, bundle, metrics: {split: ...}, memory, seconds, rows_per_second}`` and, for
+    each column of ``slices``, the metrics by value.
+    """
+    started = time.perf_counter()
+    opened = open_bundle(bundle)
+    config = parse_config(opened.manifest["config"], where=f"config in {bundle}").data
+    source = open_source(list(data), root=root) if data else _split(config, split, root)
+    name = "data" if data else split
+    predictions, columns = _predict(opened, source, config, slices, reporter or SilentReporter())
+    seconds = time.perf_counter() - started
+    return {
+        "run_id": opened.manifest.get("run_id"),
+        "bundle": str(bundle),
+        "metrics": {name: predictions.metrics()},
+        "memory": opened.manifest["memory"],
+        "slices": {
+            column: sliced(
+                predictions.labels, predictions.scores, values, weights=predictions.weights
+            ).to_pylist()
+            for column, values in columns.items()
+        },
+        "seconds": seconds,
+        "rows_per_second": len(predictions.scores) / seconds,
+    }
+
+
+def _split(config: DataConfig, split: str, root: str) -> Source:
+    if split not in ("train", "valid", "test"):
+        raise InputError(f"--split {split!r}: must be train, valid or test")
+    source = getattr(splits(config, root), split)
+    if source is None:
+        raise InputError(f"--split {split}: the run has no such split; give --data instead")
+    return source
+
+
+def _predict(
+    bundle: Bundle,
+    source: Source,
+    config: DataConfig,
+    slices: Sequence[str],
+    reporter: Reporter,
+) -> tuple[Predictions, dict[str, pa.ChunkedArray]]:
+    scorer = Scorer(bundle)
+    scorer.check(source.schema, str(source.files[0]))
+    wanted = list(dict.fromkeys([*scorer.columns, *target_columns(config), *slices]))
+    parts: list[tuple[np.ndarray, ...]] = []
+    kept: list[pa.RecordBatch] = []
+    first = 0
+    with reporter.bar("score", source.num_rows) as bar:
+        for rows in source.batches(wanted, BATCH_ROWS):
+            scores = scorer.predict(rows.select(scorer.columns))
+            label = labels(rows, config, source, first)
+            weight = weights(rows, config, source, first)
+            parts.append((scores, label, weight, groups(rows, config)))
+            kept.append(rows.select(list(slices)))
+            first += rows.num_rows
+            bar.advance(rows.num_rows)
+    if not parts:
+        raise InputError(f"{source.files[0]}: has no rows; nothing can be measured")
+    table = pa.Table.from_batches(kept)
+    return (
+        Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True))),
+        {column: table[column] for column in slices},
+    )
+
+
+def render(result: Result) -> Group:
+    """One table of metrics, one per sliced column."""
+    tables = []
+    for split, metrics in result["metrics"].items():
+        table = Table("metric", title=split)
+        table.add_column("value", justify="right")
+        for key, value in metrics.items():
+            table.add_row(key, _text(key, value))
+        tables.append(table)
+    for column, rows in result["slices"].items():
+        table = Table(title=f"by {column}")
+        for key in rows[0]:
+            table.add_column(key, justify="left" if key == "value" else "right")
+        for row in rows:
+            table.add_row(*(_text(key, value) for key, value in row.items()))
+        tables.append(table)
+    return Group(*tables)
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if key == "rows" else f"{value:.5f}"

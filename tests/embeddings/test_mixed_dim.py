@@ -1,0 +1,160 @@
+"""Mixed dimensions: golden sizes, order, rank, projection after pooling, monotone budgets."""
+
+from __future__ import annotations
+
+from math import log2
+
+import numpy as np
+import pytest
+import torch
+from embedding_cases import build, config, encoded
+from pydantic import ValidationError
+
+from recsys.embeddings.mixed_dim import MixedDim
+from recsys.types import Batch, FieldSpec, InputError
+
+SIZES = (10, 1000, 100_000)
+
+
+def fields(sizes: tuple[int, ...] = SIZES) -> tuple[FieldSpec, ...]:
+    return tuple(FieldSpec(f"n{n}", "categorical", num_ids=n) for n in sizes)
+
+
+def plan(tree: dict[str, object], sizes: tuple[int, ...] = SIZES) -> MixedDim:
+    tree = {"method": "mixed_dim", "embedding_dim": 64} | tree
+    return MixedDim(config(tree), fields(sizes), {"main": 64})
+
+
+def params(tree: dict[str, object]) -> int:
+    tree = {"method": "mixed_dim", "embedding_dim": 64} | tree
+    _, layers = build(tree, fields(), {"main": 64})
+    return layers["main"].memory().trainable_params
+
+
+def test_golden_count() -> None:
+    assert plan({"alpha": 0.3}).widths == [64, 16, 4]
+    assert params({"alpha": 0.3}) == 640 + 16_000 + 400_000 + (16 + 4) * 64 == 417_920
+    assert plan({"alpha": 0.3, "power_of_two": False}).widths == [64, 16, 4]  # 64, 16.08, 4.04
+
+
+def test_alpha_zero_keeps_everything_and_projects_nothing() -> None:
+    _, layers = build(
+        {"method": "mixed_dim", "embedding_dim": 64, "alpha": 0}, fields(), {"main": 64}
+    )
+    assert [store.weight.shape for store in layers["main"].tables] == [(101_010, 64)]
+    assert list(layers["main"].combine.parameters()) == []
+
+
+def test_alpha_one_gives_every_block_the_same_floats() -> None:
+    sizes = (100, 200, 400, 1600)
+    widths = plan({"alpha": 1, "power_of_two": False}, sizes).widths
+    assert [n * d for n, d in zip(sizes, widths, strict=True)] == [6400] * 4
+
+
+def test_order_of_fields_does_not_matter() -> None:
+    shuffled = (1000, 100_000, 10)
+    assert plan({}, shuffled).widths == [16, 4, 64]
+
+
+def test_widths_round_down_to_the_embedding_dim() -> None:
+    tree = {"method": "mixed_dim", "embedding_dim": 12, "alpha": 0.05}
+    widths = MixedDim(config(tree), fields(), {"main": 12}).widths
+    assert widths[0] == 12
+    assert all(log2(width).is_integer() and width <= 12 for width in widths[1:])
+
+
+def test_a_projection_that_costs_more_than_it_saves_is_not_made() -> None:
+    # 20 ids: 8 wide + 8 x 64 projection = 672 < 20 x 64; 6 ids: 32 x 6 + 32 x 64 > 6 x 64
+    assert plan({"alpha": 1}, (2, 6, 200)).widths == [64, 64, 1]
+
+
+def test_rank_is_the_width() -> None:
+    tree = {"method": "mixed_dim", "embedding_dim": 16, "alpha": 0.3}
+    _, layers = build(tree, fields((10, 100, 900)), {"main": 16})
+    widths = [8 if n == 100 else 4 if n == 900 else 16 for n in (10, 100, 900)]
+    for f, (n, width) in enumerate(zip((10, 100, 900), widths, strict=True)):
+        matrix = layers["main"].all_vectors(f).detach().double()
+        assert int(torch.linalg.matrix_rank(matrix, rtol=1e-5)) == min(n, width)
+
+
+def test_projecting_after_pooling_changes_nothing() -> None:
+    fields = (
+        FieldSpec("small", "categorical", num_ids=10),
+        FieldSpec("bag", "bag", num_ids=5000, pooling="sum", max_length=7),
+    )
+    id_map, layers = build({"method": "mixed_dim"}, fields)
+    ids = torch.randint(0, 5000, (3, 7))
+    lengths = torch.full((3, 1), 7)
+    rows = id_map(Batch(torch.zeros(3, 1).long(), torch.zeros(3, 0), [ids], lengths))
+    assert layers["main"].tables[1].weight.size(1) < 16
+    single = layers["main"].all_vectors(1)[ids].sum(1)
+    torch.testing.assert_close(layers["main"](rows)[:, 1], single, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("power_of_two", [True, False])
+def test_cost_falls_with_alpha(power_of_two: bool) -> None:
+    costs = [
+        plan({"alpha": alpha, "power_of_two": power_of_two})._cost(alpha)
+        for alpha in np.linspace(0, 1, 21)
+    ]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] > 5 * costs[-1]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.1, 0.05])
+def test_a_budget_takes_the_smallest_alpha_that_fits(share: float) -> None:
+    solved = plan({"budget": share, "power_of_two": False})
+    limit = share * 4 * 64 * sum(SIZES)
+    assert solved._cost(solved.alpha) <= limit
+    assert solved._cost(solved.alpha - 1e-9) > limit
+
+
+def test_sharing_fields_share_rows_and_projection() -> None:
+    id_map, layers = build("mixed_dim")
+    shapes = [tuple(p.shape) for p in layers["main"].combine.parameters()]
+    # color and tags keep 16; shop 300 -> 5.8 -> 4 (rounded in logs: 8 or 4), item 2000 -> 3.2 -> 4
+    assert sum(shape[0] for shape in shapes) == 2  # shop and item; history adds none
+    batch = encoded(4)
+    assert torch.equal(
+        id_map.list_rows(0, batch.ids[:, 2]), id_map.field_rows(2, batch.ids[:, 2])
+    )
+
+
+def test_popularity_blocks() -> None:
+    counts = np.array([400] * 10 + [10] * 90 + [1] * 900)  # mass 4000, 900, 900
+    field = (FieldSpec("item", "categorical", num_ids=1000, counts=counts),)
+    tree = {"method": "mixed_dim", "alpha": 0.5, "blocks": {"item": {"cuts": [0.68, 0.84]}}}
+    id_map, layers = build(tree, field, {"main": 64})
+    tables = layers["main"].tables
+    # widths 64 (p_i / p_max)^.5: blocks of 10, 90 and 900 ids have p 400 : 10 : 1
+    assert [tuple(s.weight.shape) for s in tables] == [(11, 64), (91, 8), (901, 4)]
+    assert id_map.field_rows(0, torch.tensor([0, 9, 10, 99, 100, 999])).tolist() == [
+        [0, 90, 900],
+        [9, 90, 900],
+        [10, 0, 900],
+        [10, 89, 900],
+        [10, 90, 0],
+        [10, 90, 899],
+    ]
+    by_ids = {"item": {"by": "ids", "cuts": [0.01, 0.1]}}
+    assert build(tree | {"blocks": by_ids}, field, {"main": 64})[0].fingerprint == (
+        id_map.fingerprint
+    )
+    assert all((store.weight[-1] == 0).all() for store in tables)
+    layers["main"].all_vectors(0).sum().backward()
+    for store in tables:
+        assert (store.weight.grad.to_dense()[-1] == 0).all()  # a miss trains nothing
+        assert store.weight.grad.to_dense()[:-1].abs().sum() > 0
+
+
+def test_what_cannot_work_is_refused() -> None:
+    with pytest.raises(ValidationError, match="alpha or budget, not both"):
+        config({"method": "mixed_dim", "alpha": 0.1, "budget": 0.5})
+    with pytest.raises(ValidationError, match="cuts must rise"):
+        config({"method": "mixed_dim", "blocks": {"a": {"cuts": [0.5, 0.1]}}})
+    with pytest.raises(InputError, match=r"blocks\.gone: no feature"):
+        build({"method": "mixed_dim", "blocks": {"gone": {"cuts": [0.5]}}}, fields())
+    with pytest.raises(InputError, match="no training counts"):
+        build({"method": "mixed_dim", "blocks": {"n10": {"cuts": [0.5]}}}, fields())
+    with pytest.raises(InputError, match="alpha 1"):
+        build({"method": "mixed_dim", "budget": 0.001}, fields(), {"main": 64})
