@@ -93,8 +93,11 @@ def run_stage(system: System, stage: str, arguments: Sequence[str], threads: int
         stderr=subprocess.PIPE,
         text=True,
     )
-    with PeakMemory(process.pid) as memory:
-        out, error = process.communicate()
+    try:
+        with PeakMemory(process.pid) as memory:
+            out, error = process.communicate()
+    finally:
+        process.kill()  # nothing to a process that has ended; on Ctrl-C no stage stays behind
     lines = [line for line in out.splitlines() if line.startswith("{")]
     if process.returncode != 0 or (not lines and stage != "export"):
         tail = " | ".join(error.strip().splitlines()[-3:])

@@ -231,3 +231,7 @@ def _first_line(kind: type) -> str:
 def _lines(entries: dict[str, str]) -> str:
     width = max(map(len, entries))
     return "\n".join(f"{name:<{width}}  {line}" for name, line in entries.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -122,6 +122,7 @@ def _finish(
             "metrics": metrics,
             "memory": memory,
         },
+        features=prepared.features,
         rows=rows,
         tolerance=config.export.tolerance,
     )

@@ -4,7 +4,8 @@ has been checked.
     manifest.json         format version, sha256 and size of every file, inputs, id rule, config,
                           metrics, sizes, versions, output, time of creation
     model.ts              TorchScript: forward(ids, floats, lists, lengths) -> scores (B,)
-    weights.safetensors   the same weights, to export the model again
+    weights.safetensors   the same weights, and
+    features/             the fitted features, to build and export the model again
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from serving.errors import InputError
 from serving.ids import ID_RULE
 
 __all__ = [
+    "FEATURES",
     "FORMAT_VERSION",
     "GRAPH",
     "MANIFEST",
@@ -42,6 +44,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH = "model.ts"
 WEIGHTS = "weights.safetensors"
+FEATURES = "features"
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_FILES = 1_000

@@ -32,7 +32,7 @@ def unify(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         return a
     if pa.types.is_null(a):
         return b
-    a, b = _plain(a), _plain(b)
+    a, b = plain_type(a), plain_type(b)
     if a == b:
         return a
     both = (a, b)
@@ -55,14 +55,14 @@ def _widest(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         return None
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def plain_type(kind: pa.DataType) -> pa.DataType:
     """The same values without dictionary, large offsets or views."""
     if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
+        return plain_type(kind.value_type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return pa.string()
     if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return pa.binary()
     if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain(kind.value_type))
-    return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
+        return pa.list_(plain_type(kind.value_type))
+    return pa.list_(plain_type(kind.value_type)) if pa.types.is_list(kind) else kind

@@ -13,9 +13,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -24,9 +22,8 @@ import pyarrow.parquet as pq
 
 from serving.column_types import partition_types, unify
 from serving.errors import InputError
+from serving.parquet_file import READ_ERRORS, diagnose, read_batches, read_footer
 from serving.paths import DataFile, locate
-
-_READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError)
 
 
 class Source(Protocol):
@@ -53,10 +50,10 @@ class Source(Protocol):
     ) -> Iterator[pa.RecordBatch]:
         """Every row once, as batches of 1 to ``batch_rows`` rows with exactly ``columns``.
 
-        Text and binary columns (and lists of them) named in ``dictionary`` arrive dictionary
-        encoded (int32 codes), so that work per value can be done once per distinct value; other
-        types in ``dictionary`` arrive as they are. Raises `InputError` at once for a column that
-        is missing or differs between files, later for damage found while reading.
+        Text columns named in ``dictionary`` arrive dictionary encoded (int32 codes), so that work
+        per value can be done once per distinct value; other types named there arrive as they are.
+        Raises `InputError` at once for a column that is missing or differs between files, later
+        for damage found while reading.
         """
 
     def place(self, row: int) -> str:
@@ -76,45 +73,17 @@ def open_source(
     return ParquetSource(locate(paths, None if root is None else os.fspath(root)))
 
 
-@dataclass(frozen=True)
-class _Footer:
-    schema: pa.Schema
-    group_rows: tuple[int, ...]
-    digest: bytes
-
-    @property
-    def rows(self) -> int:
-        return sum(self.group_rows)
-
-
-def _read_footer(file: DataFile) -> _Footer:
-    if file.size == 0:
-        raise InputError(f"{file.label}: the file is empty (0 bytes); write it again or remove it")
-    try:
-        with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
-            metadata = parquet.metadata
-            sink = pa.BufferOutputStream()
-            metadata.write_metadata_file(sink)
-            return _Footer(
-                parquet.schema_arrow.remove_metadata(),
-                tuple(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)),
-                hashlib.sha256(sink.getvalue()).digest(),
-            )
-    except _READ_ERRORS as error:
-        raise InputError(f"{file.label}: not a readable Parquet file: {_one_line(error)}") from None
-
-
 class ParquetSource:
     """`Source` over Parquet files."""
 
     def __init__(self, files: Sequence[DataFile]) -> None:
         self._files = tuple(files)
         with ThreadPoolExecutor(max_workers=8) as pool:
-            self._footers = tuple(pool.map(_read_footer, self._files))
+            self._footers = tuple(pool.map(read_footer, self._files))
         self.files = tuple(file.label for file in self._files)
         self.num_rows = sum(footer.rows for footer in self._footers)
         if self.num_rows == 0:
-            raise InputError(f"{_shorten(self.files)}: no rows; the data must have at least one")
+            raise InputError(f"{self.files[0]}: no rows in any of {len(self.files)} file(s)")
         self._partition_types = partition_types(self._files)
         self.schema = self._unified_schema()
         self.fingerprint = self._digest()
@@ -187,11 +156,11 @@ class ParquetSource:
                 continue
             read = 0
             try:
-                for rows, arrays in _read(file, footer, stored, batch_rows, dictionary):
+                for rows, arrays in read_batches(file, footer, stored, batch_rows, dictionary):
                     read += rows
                     yield self._assemble(file, rows, arrays, columns, dictionary)
-            except _READ_ERRORS as error:
-                raise InputError(_diagnose(file, footer, stored, error)) from None
+            except READ_ERRORS as error:
+                raise InputError(diagnose(file, footer, stored, error)) from None
             if read != footer.rows:
                 raise InputError(
                     f"{file.label}: the footer promises {footer.rows} rows but {read} can be read; "
@@ -216,61 +185,11 @@ class ParquetSource:
                     array = array.dictionary_encode()
             else:
                 array, kind = arrays[name], self.schema.field(name).type
-                if array.type != kind and name not in dictionary:
+                coded = name in dictionary and pa.types.is_dictionary(array.type)
+                if array.type != kind and not coded:
                     array = array.cast(kind)
             out.append(array)
         return pa.RecordBatch.from_arrays(out, names=columns)
-
-
-def _read(
-    file: DataFile,
-    footer: _Footer,
-    columns: list[str],
-    batch_rows: int,
-    dictionary: frozenset[str],
-) -> Iterator[tuple[int, dict[str, pa.Array]]]:
-    """Row count and arrays of each batch of one file; ``columns`` may be empty."""
-    if not columns:
-        bounds = [*range(0, footer.rows, batch_rows), footer.rows]
-        yield from ((b - a, {}) for a, b in pairwise(bounds))
-        return
-    with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
-        leaves = [parquet.schema.column(i) for i in range(len(parquet.schema))]
-        text = [
-            leaf.path
-            for leaf in leaves
-            if leaf.physical_type == "BYTE_ARRAY"
-            and (leaf.path in dictionary or leaf.path.removesuffix(".list.element") in dictionary)
-        ]
-        metadata = parquet.metadata
-    with pq.ParquetFile(
-        file.path, filesystem=file.filesystem, metadata=metadata, read_dictionary=text
-    ) as parquet:
-        for batch in parquet.iter_batches(batch_size=batch_rows, columns=columns):
-            yield batch.num_rows, {name: batch.column(name) for name in columns}
-
-
-def _diagnose(file: DataFile, footer: _Footer, columns: list[str], error: BaseException) -> str:
-    """Find the first row group and column that cannot be read alone."""
-    for group in range(len(footer.group_rows)):
-        for name in columns:
-            try:
-                with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
-                    parquet.read_row_group(group, [name])
-            except _READ_ERRORS as found:
-                return (
-                    f"{file.label}: row group {group}, column {name!r} cannot be read "
-                    f"({_one_line(found)}); the file is damaged, write it again"
-                )
-    return f"{file.label}: cannot be read ({_one_line(error)})"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _shorten(files: Sequence[str]) -> str:
-    return files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files"
 
 
 @contextmanager
@@ -285,7 +204,7 @@ def write_parquet(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[p
         raise InputError(f"cannot write to {path}: give a local path and copy the file afterwards")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
         sink = open(temporary, "xb")  # noqa: SIM115 - closed below, before the rename
     except OSError as error:
         raise InputError(f"cannot write to {path}: {error.strerror}") from None

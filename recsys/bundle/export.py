@@ -25,7 +25,8 @@ from torch import nn
 from recsys.bundle.graph import ServingGraph
 from recsys.bundle.stress import stress_rows
 from recsys.bundle.verify import VerifyReport, expected_scores, verify
-from serving.bundle import FORMAT_VERSION, GRAPH, MANIFEST, WEIGHTS, file_digest
+from recsys.features import Features
+from serving.bundle import FEATURES, FORMAT_VERSION, GRAPH, MANIFEST, WEIGHTS, file_digest
 from serving.encode import InputField
 from serving.errors import InputError
 from serving.ids import ID_RULE
@@ -47,16 +48,18 @@ def export(
     out: str | Path,
     *,
     manifest: Mapping[str, Any],
+    features: Features | None = None,
 ) -> Path:
     """Write the bundle of a finalised model to the folder ``out`` and return its path.
 
     The folder appears complete or not at all; an older bundle there is replaced, anything else
     there is an `InputError`. ``manifest``: what else to record (config, metrics, sizes, ...), as
     plain JSON values; NaN and infinity become null. Modules must be on the CPU; their training
-    flags are as before afterwards. Nothing is proved here: use `export_verified`.
+    flags are as before afterwards. ``features``: kept beside the weights, so that the modules can
+    be built and exported again. Nothing is proved here: use `export_verified`.
     """
     with _staged(Path(out)) as folder, _serving(model, encoder, id_map) as graph:
-        _write(graph, inputs, folder, manifest)
+        _write(graph, inputs, folder, manifest, features)
     return Path(out)
 
 
@@ -68,6 +71,7 @@ def export_verified(
     out: str | Path,
     *,
     manifest: Mapping[str, Any],
+    features: Features | None = None,
     rows: pa.Table,
     tolerance: float = 1e-6,
 ) -> VerifyReport:
@@ -80,7 +84,7 @@ def export_verified(
     """
     tested = stress_rows(rows, inputs)
     with _staged(Path(out)) as folder, _serving(model, encoder, id_map) as graph:
-        content = _write(graph, inputs, folder, manifest)
+        content = _write(graph, inputs, folder, manifest, features)
         expected = expected_scores(graph, inputs, tested)
         report = verify(folder, tested, expected, tolerance=tolerance)
         verified = {"rows": report.rows, "max_abs_diff": report.max_abs_diff}
@@ -114,16 +118,22 @@ def _serving(model: nn.Module, encoder: nn.Module, id_map: nn.Module) -> Iterato
 
 
 def _write(
-    graph: ServingGraph, inputs: Sequence[InputField], folder: Path, extra: Mapping[str, Any]
+    graph: ServingGraph,
+    inputs: Sequence[InputField],
+    folder: Path,
+    extra: Mapping[str, Any],
+    features: Features | None,
 ) -> dict[str, Any]:
     assert not _OWN_KEYS & extra.keys(), f"the exporter writes {_OWN_KEYS & extra.keys()} itself"
     script(graph).save(str(folder / GRAPH))
     save_model(graph, str(folder / WEIGHTS))
+    if features is not None:
+        features.save(folder / FEATURES)
     files = {}
-    for name in (GRAPH, WEIGHTS):
-        _sync(folder / name)
-        size = (folder / name).stat().st_size
-        files[name] = {"bytes": size, "sha256": file_digest(folder / name)}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        _sync(path)
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
     content = {
         "format_version": FORMAT_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -163,7 +173,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
     """A hidden sibling folder that becomes ``out`` if the block succeeds, else is removed."""
-    if out.exists() and not (out / MANIFEST).is_file():
+    if out.exists() and not all((out / name).is_file() for name in (MANIFEST, GRAPH)):
         raise InputError(f"{out} exists and is not a bundle; give another folder or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
+from torch import nn
 
 from recsys.embeddings.full import Full, FullConfig
 from recsys.embeddings.hash import Hash, HashConfig
@@ -73,7 +74,9 @@ def build_embeddings(
             combine=method.combine(dim),
             stores=[build_store(spec, train) for spec in method.tables(dim)],
             row_map=row_map,
-            numeric=NumericVectors(fields=fields, dim=dim, std=config.init_std),
+            numeric=NumericVectors(fields=fields, dim=dim, std=config.init_std)
+            if any(field.kind == "numeric" for field in fields)
+            else nn.Identity(),
             train=train,
             index_bytes=0 if layers else index_bytes,
         )

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from recsys.embeddings.method import TableMethod
-from recsys.embeddings.numeric import NumericVectors
 from recsys.embeddings.store import Store, training_bytes
 from recsys.settings import TrainConfig
 from recsys.types import FieldSpec, InputError, MemoryReport
@@ -33,7 +32,7 @@ class EmbeddingLayer(nn.Module):
         combine: nn.Module,
         stores: Sequence[Store],
         row_map: nn.Module,
-        numeric: NumericVectors,
+        numeric: nn.Module,
         train: TrainConfig,
         index_bytes: int = 0,
     ) -> None:

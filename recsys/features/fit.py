@@ -44,8 +44,7 @@ def fit(
     readers = _readers(configs, families, collectors)
     if readers:
         columns = list(dict.fromkeys(column for column, _ in readers))
-        plain = [name for name in columns if not is_list(source.schema.field(name).type)]
-        for batch in source.batches(columns, dictionary=plain):
+        for batch in source.batches(columns, dictionary=columns):
             for column, reader in readers:
                 reader.add(batch.column(column))
             if progress is not None:

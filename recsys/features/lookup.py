@@ -91,8 +91,8 @@ class _Table(NamedTuple):
 
 def _build(keys: np.ndarray, values: np.ndarray) -> _Table:
     """A table for distinct keys. Two keys of one bucket with the same low hash bits cannot be
-    told apart by a displacement; the next seed parts them (the first does for all but about one
-    in a thousand tables of 10 M ids)."""
+    told apart by a displacement; the next seed parts them (the first fails for about one in 400
+    tables of 10 M ids)."""
     for seed in range(64):
         table = _try_build(keys, values, seed)
         if table is not None:

@@ -5,7 +5,7 @@ this file gives the same numbers several times faster on a CPU (`benchmarks/atte
 
 - Rows go through in chunks, so score matrices never leave the L2 cache, and no buffer is large
   enough for the allocator to fetch (and page in) fresh memory for it.
-- Heads are strided slices of one product ``x W^T``: nothing is copied to separate them.
+- One batched product projects ``x`` by every head: nothing is copied to separate heads.
 - Softmax is evaluated as exponentiate, multiply by the values, divide by the sums of the rows.
   A softmax is the same under any shift, so none is applied unless a row's sum leaves the range
   where float32 is exact to rounding; then the chunk is done again, shifted by its row maxima.
@@ -65,13 +65,12 @@ def attend(
 
     **Shape** ``(B, F, D) -> (B, F, d')``.
     """
-    batch, fields, width = x.shape[0], x.shape[1], x.shape[2]
+    batch, fields = x.shape[0], x.shape[1]
     blocks, total = weight.shape[0], weight.shape[1]
     d = total // heads
-    w = scaled_projection(weight, factor)  # (D, blocks * d')
-    x = x.contiguous()
+    w = per_head(weight, heads, factor)  # (blocks * heads, D, d)
     rows = min(batch, chunk_rows(fields, blocks * total))
-    projected_buffer = x.new_empty(rows * fields, blocks * total)
+    projected_buffer = x.new_empty(rows * fields * blocks * total)
     scores_buffer = x.new_empty(rows, fields, fields)
     sums_buffer = x.new_empty(rows * fields)
     mixed_buffer = x.new_empty(rows, fields, d)
@@ -80,34 +79,39 @@ def attend(
     for start in range(0, batch, max(rows, 1)):
         n = min(rows, batch - start)
         x_chunk, out_chunk = x[start : start + n], out[start : start + n]
-        flat = projected_buffer[: n * fields]
-        torch.mm(x_chunk.view(n * fields, width), w, out=flat)
-        if relu_projections:
-            flat.relu_()
-        projected = flat.view(n, fields, blocks * total)
+        projected = project(x_chunk, w, projected_buffer, relu_projections)
         scores, sums, mixed = scores_buffer[:n], sums_buffer[: n * fields], mixed_buffer[:n]
         for head in range(heads):
-            a = head * d
-            q = projected[:, :, a : a + d]
-            k = projected[:, :, total + a : total + a + d]
-            v = projected[:, :, 2 * total + a : 2 * total + a + d]
-            exp_scores(q, k, scores, sums, ones)
-            torch.bmm(scores, v, out=mixed)
-            torch.div(mixed, sums.view(n, fields, 1), out=out_chunk[:, :, a : a + d])
-        if blocks == 4:
-            out_chunk.add_(projected[:, :, 3 * total :])
-        elif add_input:
+            exp_scores(projected[head], projected[heads + head], scores, sums, ones)
+            torch.bmm(scores, projected[2 * heads + head], out=mixed)
+            part = out_chunk[:, :, head * d : head * d + d]
+            torch.div(mixed, sums.view(n, fields, 1), out=part)
+            if blocks == 4:
+                part.add_(projected[3 * heads + head])
+        if add_input:
             out_chunk.add_(x_chunk)
         if final_relu:
             out_chunk.relu_()
     return out
 
 
-def scaled_projection(weight: Tensor, factor: float) -> Tensor:
-    """The blocks of ``weight`` side by side, ``factor`` on Q's: ``(D, blocks * d')``."""
+def per_head(weight: Tensor, heads: int, factor: float) -> Tensor:
+    """The projection of each block and head, ``factor`` on Q's: ``(blocks * heads, D, d)``."""
     if factor != 1.0:
         weight = torch.cat([weight[:1] * factor, weight[1:]])
-    return weight.flatten(0, 1).t().contiguous()
+    blocks, total, width = weight.shape[0], weight.shape[1], weight.shape[2]
+    return weight.reshape(blocks * heads, total // heads, width).transpose(1, 2).contiguous()
+
+
+def project(x: Tensor, w: Tensor, buffer: Tensor, relu: bool) -> Tensor:
+    """``x`` (n, F, D) through every projection of `per_head`: ``(blocks * heads, n, F, d)``."""
+    n, fields, width = x.shape[0], x.shape[1], x.shape[2]
+    count, d = w.shape[0], w.shape[2]
+    projected = buffer[: count * n * fields * d].view(count, n * fields, d)
+    torch.bmm(x.reshape(1, n * fields, width).expand(count, -1, -1), w, out=projected)
+    if relu:
+        projected.relu_()
+    return projected.view(count, n, fields, d)
 
 
 class Attend(torch.autograd.Function):
@@ -141,6 +145,16 @@ class Attend(torch.autograd.Function):
         return (*grads, None, None, None, None, None)
 
 
+def place(grad: Tensor, output: Tensor, grads: Tensor, at: int, relu: bool) -> None:
+    """Writes ``grad`` (n, F, d) into the columns of ``grads`` from ``at`` on, back through the
+    ReLU that gave ``output`` if there was one."""
+    part = grads[:, :, at : at + grad.shape[2]]
+    if relu:
+        torch.mul(grad, output > 0, out=part)
+    else:
+        part.copy_(grad)
+
+
 def attend_backward(
     grad_out: Tensor,
     x: Tensor,
@@ -161,12 +175,13 @@ def attend_backward(
     batch, fields, width = x.shape
     blocks, total, _ = weight.shape
     d = total // heads
-    w = scaled_projection(weight, factor)  # (D, blocks * d')
-    wt = w.t().contiguous()
-    x, grad_out = x.contiguous(), grad_out.contiguous()
+    w = per_head(weight, heads, factor)  # (blocks * heads, D, d)
+    wt = w.transpose(1, 2).reshape(blocks * total, width)
+    grad_out = grad_out.contiguous()
+    x = x.contiguous()
     rows = min(batch, chunk_rows(fields, blocks * total))
-    projected_buffer = x.new_empty(rows * fields, blocks * total)
-    grad_projected_buffer = torch.empty_like(projected_buffer)
+    projected_buffer = x.new_empty(rows * fields * blocks * total)
+    grad_projected_buffer = x.new_empty(rows * fields, blocks * total)
     scores_buffer = x.new_empty(rows, fields, fields)
     grad_scores_buffer = torch.empty_like(scores_buffer)
     sums_buffer = x.new_empty(rows * fields)
@@ -185,41 +200,34 @@ def attend_backward(
         if final_relu:
             positive = out[start : start + n]
             grad_sum = threshold_backward(grad_sum, positive, 0.0, grad_input=grad_sum_buffer[:n])
-        flat, grad_flat = projected_buffer[: n * fields], grad_projected_buffer[: n * fields]
-        torch.mm(x_chunk, w, out=flat)
-        if relu_projections:
-            flat.relu_()
-        projected = flat.view(n, fields, blocks * total)
+        projected = project(x[start : start + n], w, projected_buffer, relu_projections)
+        grad_flat = grad_projected_buffer[: n * fields]
         grad_projected = grad_flat.view(n, fields, blocks * total)
-        if blocks == 4:
-            grad_projected[:, :, 3 * total :] = grad_sum
         scores, sums, mixed = scores_buffer[:n], sums_buffer[: n * fields], mixed_buffer[:n]
         grad_scores, scaled, values = grad_scores_buffer[:n], scaled_buffer[:n], values_buffer[:n]
         sum_column = sums.view(n, fields, 1)
         for head in range(heads):
             a = head * d
-            q_place = slice(a, a + d)
-            k_place = slice(total + a, total + a + d)
-            v_place = slice(2 * total + a, 2 * total + a + d)
-            q, k, v = projected[:, :, q_place], projected[:, :, k_place], projected[:, :, v_place]
+            q, k, v = projected[head], projected[heads + head], projected[2 * heads + head]
             exp_scores(q, k, scores, sums, ones)
             torch.bmm(scores, v, out=mixed)
             g = scaled[:, :, :d]
-            torch.div(grad_sum[:, :, q_place], sum_column, out=g)
+            torch.div(grad_sum[:, :, a : a + d], sum_column, out=g)
             mixed.mul_(g).div_(sum_column)
             torch.sum(mixed, dim=2, out=scaled[:, :, d]).neg_()
             values[:, :, :d] = v
             # bmm into a strided slice would run matrix by matrix: go through a buffer.
             torch.bmm(scores.transpose(1, 2), g, out=mixed)
-            grad_projected[:, :, v_place] = mixed
+            place(mixed, v, grad_projected, 2 * total + a, relu_projections)
             torch.bmm(scaled, values.transpose(1, 2), out=grad_scores)
             grad_scores.mul_(scores)
             torch.bmm(grad_scores, k, out=mixed)
-            grad_projected[:, :, q_place] = mixed
+            place(mixed, q, grad_projected, a, relu_projections)
             torch.bmm(grad_scores.transpose(1, 2), q, out=mixed)
-            grad_projected[:, :, k_place] = mixed
-        if relu_projections:
-            threshold_backward(grad_flat, flat, 0.0, grad_input=grad_flat)
+            place(mixed, k, grad_projected, total + a, relu_projections)
+            if blocks == 4:
+                r = projected[3 * heads + head]
+                place(grad_sum[:, :, a : a + d], r, grad_projected, 3 * total + a, relu_projections)
         grad_x_chunk = grad_x[start : start + n].view(n * fields, width)
         if add_input:
             torch.addmm(grad_sum.view(n * fields, total), grad_flat, wt, out=grad_x_chunk)

@@ -6,7 +6,7 @@ therefore touch nothing. The formulas are torch's own, per row:
 - SGD, Adagrad: equal to the dense optimiser, bit for bit up to the order of the gradient's sum.
 - Row-wise Adagrad: ``s_r += mean_j g_rj^2; w_r -= lr g_r / (sqrt(s_r) + eps)``, one float a row.
 - Adam: the moments of untouched rows stay frozen (dense Adam lets them decay and moves the rows);
-  bias correction counts global steps. This is ``torch.optim.SparseAdam``'s rule.
+  bias correction counts global steps. ``torch.optim.SparseAdam``'s rule, with Adam's ``eps``.
 
 One step on 1.5 M rows x 16, batch 4096 x 26 lookups, 88 k touched rows, one thread (processor
 time): coalesce 4 ms, then SGD 2 ms, row-wise Adagrad 4, Adagrad 7, Adam 12.

@@ -9,7 +9,12 @@ import pytest
 from recsys.embeddings import EMBEDDINGS
 from recsys.models import MODELS
 from recsys.testing import MODEL_LAWS, TABLE_LAWS, Law, world
-from recsys.testing.models import check_any_batch_size, check_script_equals_eager
+from recsys.testing.models import (
+    check_any_batch_size,
+    check_learns_a_planted_interaction,
+    check_script_equals_eager,
+    planted_auc,
+)
 
 TABLES = {
     "full": {"method": "full", "embedding_dim": 8},
@@ -41,3 +46,12 @@ def test_model_with_every_table_method(name: str, method: str, tmp_path: Path) -
     combined = world(tmp_path, model=MODELS[name].example(), embedding=TABLES[method])
     check_any_batch_size(combined)
     check_script_equals_eager(combined)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "lr"])
+def test_interactions_are_learned(name: str, tmp_path: Path) -> None:
+    check_learns_a_planted_interaction(world(tmp_path, model=MODELS[name].example()))
+
+
+def test_logistic_regression_cannot_learn_interactions(tmp_path: Path) -> None:
+    assert 0.4 < planted_auc(world(tmp_path, model={"name": "lr"})) < 0.6

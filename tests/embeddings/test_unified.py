@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,9 +87,11 @@ def _auc(score: torch.Tensor, label: torch.Tensor) -> float:
     return area / (ones * (len(label) - ones))
 
 
-def _learned_auc(tree: dict[str, object], seed: int) -> float:
+def _learned_auc(tree: dict[str, Any], seed: int) -> float:
     """Two fields of 400 ids, independent effects, a linear reader per field."""
-    id_map, layers = build(tree, fields("a", "b", n=400), {"main": 8}, seed=seed)
+    id_map, layers = build(
+        tree, fields("a", "b", n=400), {"main": tree["embedding_dim"]}, seed=seed
+    )
     layer = layers["main"]
     made = torch.Generator().manual_seed(seed)
     effects = 1.5 * torch.randn(2, 400, generator=made)
@@ -98,7 +101,7 @@ def _learned_auc(tree: dict[str, object], seed: int) -> float:
         logit = effects[0, ids[:, 0]] + effects[1, ids[:, 1]]
         return id_map(batch(ids)).ids, (torch.rand(n, generator=made) < logit.sigmoid()).float()
 
-    head = torch.nn.Linear(16, 1)
+    head = torch.nn.Linear(2 * layer.dim, 1)
     optimizer = torch.optim.Adam([*layer.parameters(), *head.parameters()], lr=0.01)
     for _ in range(400):
         rows, label = draw(2048)
@@ -113,11 +116,11 @@ def _learned_auc(tree: dict[str, object], seed: int) -> float:
 
 @pytest.mark.parametrize("params", [3200, 1280])
 def test_sharing_beats_splitting_and_two_lookups_beat_one(params: int) -> None:
-    unified = {"method": "unified", "embedding_dim": 8, "exact_below": 0}
-    trees: dict[str, dict[str, object]] = {
+    shared = {"method": "unified", "rows": params // 8, "exact_below": 0}  # chunks 8 wide
+    trees: dict[str, dict[str, Any]] = {
         "split": {"method": "hash", "embedding_dim": 8, "rows": params // 16, "init_std": 0.03},
-        "one": {**unified, "lookups": 1, "rows": params // 8},
-        "two": {**unified, "lookups": 2, "rows": params // 4},
+        "one": {**shared, "embedding_dim": 8, "lookups": 1},
+        "two": {**shared, "embedding_dim": 16, "lookups": 2},
     }
     mean = {
         name: float(np.mean([_learned_auc(tree, seed) for seed in range(3)]))
@@ -158,7 +161,8 @@ def test_fewer_lookups_repeat_their_chunks() -> None:
     out = layers["main"](id_map(batch(torch.tensor([[3, 4]]))))[0]
     assert torch.equal(out[0, :8], out[0, 8:])
     assert not torch.equal(out[1, :8], out[1, 8:])
-    assert torch.equal(layers["main"].tables[0].weight[id_map.field_rows(0, torch.tensor([3]))[0, 0]], out[0, :8])
+    row = id_map.field_rows(0, torch.tensor([3]))[0, 0]
+    assert torch.equal(layers["main"].tables[0].weight[row], out[0, :8])
 
 
 def test_what_cannot_work_is_refused() -> None:

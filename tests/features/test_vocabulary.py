@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.features.hashing import reduce_ids
+from recsys.features.hashing import reduce_ids, splitmix64_np
 from recsys.features.lookup import HashLookup, OpenIds, VocabularyLookup
 from recsys.types import NULL_ID
 
@@ -60,3 +60,24 @@ def test_hash_lookup_keeps_null_apart() -> None:
 def test_open_ids_pass_through() -> None:
     ids = torch.tensor([NULL_ID, -5, 2**63 - 1])
     assert torch.equal(OpenIds()(ids), ids)
+
+
+def test_ids_that_no_displacement_parts_get_another_seed() -> None:
+    # Hashes that agree in the bucket (high half below 2**31, two buckets) and in all low bits.
+    ids = np.array([unmix(0x00000001_12345678), unmix(0x00000002_12345678)])
+    assert [hex(h) for h in splitmix64_np(ids)] == ["0x112345678", "0x212345678"]
+    lookup = VocabularyLookup(ids=ids, oov_ids=1)
+    assert lookup.seed == 1
+    assert lookup(torch.tensor([*ids, NULL_ID, 5])).tolist() == [2, 3, 0, 1]
+
+
+def unmix(h: int) -> int:
+    """The inverse of splitmix64, by undoing each step."""
+    mask = 2**64 - 1
+    h ^= h >> 31 ^ h >> 62
+    h = h * pow(0x94D049BB133111EB, -1, 2**64) & mask
+    h ^= h >> 27 ^ h >> 54
+    h = h * pow(0xBF58476D1CE4E5B9, -1, 2**64) & mask
+    h ^= h >> 30 ^ h >> 60
+    x = (h - 0x9E3779B97F4A7C15) & mask
+    return x - 2**64 if x >= 2**63 else x

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from doubles import batch, build
+from lookup_double import batch, build
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -123,7 +123,8 @@ def test_learns_a_planted_xor_and_its_maps_show_the_pair() -> None:
     assert linear == pytest.approx(0.5, abs=0.06)
     area, model, test = auc(autoint(layers=2, heads=2, attention_dim=16, hidden_units=()))
     assert area > 0.95
-    _, maps = model.forward_with_attention(test)
+    with torch.no_grad():
+        _, maps = model.forward_with_attention(test)
     mean = maps[0].mean((0, 1))  # (F, F)
     pairs = mean + mean.T
     strength = {(i, j): float(pairs[i, j]) for i in range(count) for j in range(i + 1, count)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from doubles import batch, build, take
+from lookup_double import batch, build, take
 from pydantic import TypeAdapter, ValidationError
 
 from recsys.models import MODELS, ModelConfig

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from recsys.settings import TrackingConfig
 from recsys.training.tracking import NullTracker, flatten, open_client, open_tracker, resolve_uri
-from recsys.types import InputError
+from recsys.training.tracking.model import plain_example, signature
+from recsys.types import InputError, InputField
 
 LOAD = """
 import sys
@@ -120,6 +124,37 @@ def test_model_holds_the_bundle_and_no_pickle(client: Any, folder: Path) -> None
     assert (root / "code/serving/scorer.py").is_file()
     requirements = (root / "requirements.txt").read_text().split()
     assert f"torch=={torch.__version__.split('+')[0]}" in requirements
+
+
+def test_signature_of_columns_that_pandas_holds_differently() -> None:
+    fields = {"cat": "text", "int": "int", "nulls": "int", "day": "timestamp", "dec": "float"}
+    inputs = [
+        *(InputField(name=k, column=k, kind="id", dtype=v) for k, v in fields.items()),
+        InputField(name="seen", column="seen", kind="ids", dtype="text"),
+    ]
+    frame = pd.DataFrame(
+        {
+            "seen": [np.array(["x"]), None],
+            "cat": pd.Categorical(["a", None]),
+            "int": np.array([1, 2], np.int32),
+            "nulls": [1, None],
+            "day": pd.to_datetime(["2026-01-01", None]),
+            "dec": [Decimal("1.5"), None],
+            "label": [0, 1],
+        }
+    )
+    example = plain_example(inputs, frame)
+    assert list(example) == [*fields, "seen"]
+    assert example["seen"].tolist() == [["x"], []]
+    types = {c.name: str(c.type) for c in signature(inputs, example).inputs}
+    assert types == {
+        "cat": "DataType.string",
+        "int": "DataType.long",
+        "nulls": "Any",
+        "day": "DataType.datetime",
+        "dec": "Any",
+        "seen": "Array(string)",
+    }
 
 
 # -- without a store ---------------------------------------------------------------------------

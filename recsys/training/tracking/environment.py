@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import subprocess
@@ -45,6 +46,14 @@ def model_requirements() -> list[str]:
     """
     pins = [(name, version(name).split("+")[0]) for name in ("mlflow", *MODEL_PACKAGES)]
     return [name if pin == "unknown" else f"{name}=={pin}" for name, pin in pins]
+
+
+def user() -> str:
+    """Login name; empty where the system has none for this process (some containers)."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return ""
 
 
 def git_state(folder: Path | None = None) -> dict[str, str]:

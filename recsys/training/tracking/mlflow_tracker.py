@@ -9,7 +9,6 @@ name, a full disk, a bug) is raised as always.
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import sys
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from recsys.training.tracking.environment import environment, git_state
+from recsys.training.tracking.environment import environment, git_state, user
 from recsys.training.tracking.model import dataset_schema, log_model
 from recsys.training.tracking.stores import (
     artifact_root,
@@ -215,7 +214,7 @@ class MlflowTracker:
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         git = git_state()
         known = {
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": user(),
             "mlflow.source.name": Path(sys.argv[0]).name,
             "mlflow.source.type": "LOCAL",
             "mlflow.source.git.commit": git.get("commit", ""),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 import serving
@@ -24,6 +25,8 @@ _TYPES = {
     "binary": "binary",
     "timestamp": "datetime",
 }
+_KINDS = {"text": "OTU", "int": "i", "bool": "bO", "float": "f", "binary": "O", "timestamp": "M"}
+"""Kinds of numpy types that MLflow accepts for each."""
 
 
 def log_model(
@@ -38,6 +41,8 @@ def log_model(
     import mlflow
     from mlflow.models import Model
 
+    inputs = open_bundle(bundle).inputs
+    example = plain_example(inputs, example)
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient(uri)
     run = client.get_run(run_id)
@@ -58,7 +63,7 @@ def log_model(
         artifacts={"bundle": str(bundle)},
         code_paths=[str(Path(serving.__path__[0]))],
         pip_requirements=model_requirements(),
-        signature=_signature(open_bundle(bundle).inputs, example),
+        signature=signature(inputs, example),
         input_example=example,
     )
     if register is not None:
@@ -79,19 +84,39 @@ def _register(client: Any, name: str, uri: str, run_id: str, model_id: str) -> N
     client.create_model_version(name, uri, run_id=run_id, model_id=model_id)
 
 
-def _signature(inputs: Sequence[InputField], example: pd.DataFrame) -> Any:
-    import numpy as np
+def plain_example(inputs: Sequence[InputField], example: pd.DataFrame) -> pd.DataFrame:
+    """The columns that the bundle takes, with categories as their values and lists as lists."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {}
+    for field in inputs:
+        values = example[field.column].reset_index(drop=True)
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            values = values.astype(values.cat.categories.dtype)
+        if field.kind == "ids":
+            # An absent list scores as an empty one, and MLflow's arrays cannot be null.
+            cells = [[] if cell is None else list(cell) for cell in values]
+            values = pd.Series(cells, dtype=object)
+        columns[field.column] = values
+    return pd.DataFrame(columns)
+
+
+def signature(inputs: Sequence[InputField], example: pd.DataFrame) -> Any:
+    """The ``mlflow.models.ModelSignature`` of a bundle, in the types that ``example`` shows."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
     from mlflow.types.schema import AnyType, Array, DataType
 
     columns = {}
     for field in inputs:
+        values = example[field.column]
         kind: Any = DataType[_TYPES[field.dtype]]
         if field.kind == "ids":
             kind = Array(kind)
-        elif field.dtype == "int" and example[field.column].isna().any():
-            kind = AnyType()  # pandas has no plain integers with nulls; MLflow would refuse floats
+        elif values.dtype.kind not in _KINDS[field.dtype]:
+            # Pandas holds it in another type than MLflow would insist on (integers with nulls as
+            # floats, decimals and dates as objects): the scorer checks the column by itself.
+            kind = AnyType()
         columns[field.column] = ColSpec(kind, field.column)
     scores = Schema([TensorSpec(np.dtype(np.float32), (-1,))])
     return ModelSignature(inputs=Schema(list(columns.values())), outputs=scores)
