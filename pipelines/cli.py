@@ -193,14 +193,18 @@ def main() -> None:
     """Runs the command line: exit code 0, 1 (failed) or 2 (bad input, one line)."""
     # Two OpenMP pools on two cores wait for each other; torch's own is enough.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from recsys.bundle import VerifyError
+    from recsys.training.trainer import Interrupted
     from serving.errors import InputError
 
     try:
         app()
     except InputError as error:
         _fail(error, code=2)
-    except KeyboardInterrupt as error:
-        _fail(error if str(error) else "interrupted", code=130)
+    except VerifyError as error:
+        _fail(error, code=1)
+    except Interrupted as error:
+        _fail(error, code=130)
 
 
 def _fail(error: object, *, code: int) -> None:

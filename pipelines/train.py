@@ -23,7 +23,7 @@ from recsys.training.checkpoint import load_checkpoint
 from recsys.training.prediction import Predictions
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import Tracker, open_tracker
-from recsys.training.trainer import Trainer, TrainResult
+from recsys.training.trainer import Interrupted, Trainer, TrainResult
 from recsys.types import Metrics
 from serving.encode import InputField
 from serving.parquet import Source, write_parquet
@@ -73,7 +73,7 @@ def run(
         result = _finish(config, prepared, trainer, trained, tracker, folder)
         result["seconds"] = time.perf_counter() - started
         tracker.log_json(result, "result.json")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         tracker.finish("KILLED")
         raise
     except BaseException:

@@ -24,7 +24,7 @@ import pyarrow as pa
 from recsys.data.rows import Ragged, Rows
 
 FORMAT = 1
-BLOCK_ROWS = 65_536
+BLOCK_ROWS = 32_768
 _META = b"recsys.encoded"
 
 

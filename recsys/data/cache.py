@@ -34,8 +34,8 @@ from recsys.types import Batch, InputError, Target
 from serving.encode import check_schema
 from serving.parquet import Source
 
-BATCH_ROWS = 65_536
-WINDOW_BLOCKS = 16
+BATCH_ROWS = 32_768
+WINDOW_BLOCKS = 32
 """Blocks that are shuffled together: about a million rows."""
 
 _log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class EncodedData:
     ) -> Iterator[tuple[Batch, Target]]:
         """Every row once, in ``ceil(len / batch_size)`` batches; the last one may be smaller.
 
-        ``shuffle``: blocks are permuted, and rows are permuted inside windows of 16 blocks (about
+        ``shuffle``: blocks are permuted, and rows are permuted inside windows of 32 blocks (about
         a million rows), both by ``(seed, epoch)`` alone; rows inside one batch are in file order.
         ``start``: batches to skip, so that a resumed epoch continues exactly.
         Tensors are fresh: ``ids`` (B, S) int32 or int64, ``floats`` (B, K) float32, ``lists[f]``

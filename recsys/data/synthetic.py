@@ -130,8 +130,8 @@ class _World:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.popularity = {name: _zipf(size) for name, size in SIZES.items()}
-        self.ad = rng.normal(0.0, 0.45, SIZES["ad"])
-        self.page = rng.normal(0.0, 0.15, SIZES["page"])
+        self.ad = rng.normal(0.0, 0.3, SIZES["ad"])
+        self.page = rng.normal(0.0, 0.1, SIZES["page"])
         self.tag = rng.normal(0.0, 0.6, TAGS)
         self.kind = rng.permutation(ITEMS) % KINDS  # kind of each item
         self.by_kind = np.argsort(self.kind, kind="stable").reshape(KINDS, -1)
@@ -205,12 +205,12 @@ def _zipf(size: int) -> np.ndarray:
 
 
 def _centred_pair(rng: np.random.Generator, pa_: np.ndarray, pb: np.ndarray) -> np.ndarray:
-    """(A, B) rank-2 table of standard deviation 0.6 that has mean 0 along each column's values,
+    """(A, B) rank-2 table of standard deviation 0.7 that has mean 0 along each column's values,
     under the popularities of both columns."""
     left, right = rng.normal(size=(len(pa_), 2)), rng.normal(size=(len(pb), 2))
     left, right = left - pa_ @ left, right - pb @ right
     table = left @ right.T
-    return table * (0.6 / np.sqrt(pa_ @ table**2 @ pb))
+    return table * (0.7 / np.sqrt(pa_ @ table**2 @ pb))
 
 
 def _mean_by_row(owner: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -73,7 +73,8 @@ def dense_ids(field: FieldSpec, *, method: str) -> int:
 
 
 def budget_bytes(budget: str | float, fields: Sequence[FieldSpec], dims: Mapping[str, int]) -> int:
-    """A budget in bytes: a size, or a share of the full tables of all layers.
+    """A budget in bytes: a size, or a share of the floats of the full method's layers, to which
+    come the index structures of one lookup per field (any method has these).
 
     Errors: `InputError` if a share is asked for while a field has open ids.
     """
@@ -87,7 +88,8 @@ def budget_bytes(budget: str | float, fields: Sequence[FieldSpec], dims: Mapping
                 f"features.{field.name} has open ids; give a size such as 10MB"
             )
         words += field.num_ids
-    return int(budget * FLOAT_BYTES * (words + numeric_words(fields)) * sum(dims.values()))
+    floats = FLOAT_BYTES * (words + numeric_words(fields)) * sum(dims.values())
+    return int(budget * floats) + SLOT_BYTES * sum(field.kind != "numeric" for field in fields)
 
 
 def size_text(size: int) -> str:

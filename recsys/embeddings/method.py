@@ -30,7 +30,7 @@ class TableConfig(FrozenConfig):
 
     ``embedding_dim``: width of the vectors that a model sees.
     ``budget``: bytes of all tables, projections, numeric vectors and index structures of the model,
-    as text (``10MB``) or as a share of the full tables (``0.1``); ``None``: no limit.
+    as text (``10MB``) or as a share of the full tables' floats (``0.1``); ``None``: no limit.
     ``init_std``: numeric vectors, and the tables of methods that say so, start from
     N(0, init_std^2); 1e-4 is FuxiCTR's value.
     """

@@ -86,8 +86,8 @@ def is_sparse(spec: TableSpec, train: TrainConfig) -> bool:
     4096 x 26, width 16, one thread (processor time, least of 15 runs):
 
         rows           1 k        20 k        100 k        400 k        1.5 M
-        rowwise     3.1 / 5.7   5.0 / 8.4   7.5 / 17.9   10.8 / 40.8   13.6 / 149.9
-        adam        2.8 / 5.8   5.8 / 8.3   13.7 / 15.2  25.2 / 34.9   32.6 / 94.7
+        rowwise     2.5 / 5.8   3.7 / 6.9   6.0 / 10.8   8.0 / 33.7   9.9 / 132.9
+        adam        2.4 / 5.6   4.3 / 7.1   8.3 / 11.8  12.4 / 24.8  16.0 / 81.4
     """
     if train.embedding_gradient != "auto":
         return train.embedding_gradient == "sparse"

@@ -1,7 +1,7 @@
 """The parts of an `Optimizers`: parameters that one rule moves, each with its state.
 
-Every part offers ``set_lr_scale``, ``prepare`` (the gradients of this step, for clipping), ``step``,
-``state`` and ``load_state``.
+Every part offers ``set_lr_scale``, ``prepare`` (the gradients of this step, for clipping),
+``step``, ``state`` and ``load_state``.
 """
 
 from __future__ import annotations

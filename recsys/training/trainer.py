@@ -59,7 +59,7 @@ class TrainResult:
     rows_per_second: float
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(RuntimeError):
     """Training was asked to stop and has saved a checkpoint; the same command goes on."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from recsys.testing.models import (
     planted_auc,
 )
 
-TABLES = {
+TABLES: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "embedding_dim": 8},
     "hash": {"method": "hash", "embedding_dim": 8, "budget": 0.7, "exact_below": 4},
     "unified": {"method": "unified", "embedding_dim": 8, "lookups": 2, "budget": 0.7},
@@ -43,7 +44,10 @@ def test_table_method(method: str, law: Law, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", TABLES)
 @pytest.mark.parametrize("name", MODELS)
 def test_model_with_every_table_method(name: str, method: str, tmp_path: Path) -> None:
-    combined = world(tmp_path, model=MODELS[name].example(), embedding=TABLES[method])
+    table = {key: value for key, value in TABLES[method].items() if key != "budget"}
+    sized = {"hash": {"compression": 0.7}, "unified": {"rows": 40}, "mixed_dim": {"alpha": 0.3}}
+    embedding = {**table, **sized.get(method, {})}
+    combined = world(tmp_path, model=MODELS[name].example(), embedding=embedding)
     check_any_batch_size(combined)
     check_script_equals_eager(combined)
 

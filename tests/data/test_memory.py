@@ -25,7 +25,7 @@ from recsys.features import FeatureConfig, fit
 from recsys.settings import DataConfig, TrainConfig
 from serving.parquet import write_parquet
 
-cache.WINDOW_BLOCKS = 2  # so that the windows of the shuffle are full at 1x too
+cache.WINDOW_BLOCKS = 4  # so that the windows of the shuffle are full at 1x too
 folder, rows = Path(sys.argv[1]), int(sys.argv[2])
 texts, numbers = [f"c{i}" for i in range(6)], [f"x{i}" for i in range(6)]
 schema = pa.schema(
