@@ -56,9 +56,9 @@ class DataConfig(FrozenConfig):
             raise ValueError("data.valid and data.test are cut out of data.source; remove them")
         if self.split is not None and self.split.method == "time" and self.timestamp is None:
             raise ValueError("data.split.method time needs data.timestamp")
-        if self.split is not None and self.split.method == "leave_last_out":
-            if self.group is None or self.timestamp is None:
-                raise ValueError("data.split.method leave_last_out needs data.group, data.timestamp")
+        by_user = self.split is not None and self.split.method == "leave_last_out"
+        if by_user and (self.group is None or self.timestamp is None):
+            raise ValueError("data.split.method leave_last_out needs data.group and data.timestamp")
         return self
 
 

@@ -61,16 +61,23 @@ class Source(Protocol):
 
 
 def open_source(
-    paths: str | os.PathLike[str] | Sequence[str], root: str | os.PathLike[str] | None = None
+    paths: str | os.PathLike[str] | Sequence[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    allow_empty: bool = False,
 ) -> Source:
     """Open Parquet data; reads the footers only.
 
     ``paths``: file, folder, glob, URL or a list of these (see `serving.paths`); relative ones
     resolve against ``root``. Hive partition columns are int64 if all their values are whole
     numbers, else text; as in Spark they win over a column of the same name inside the files.
-    Raises `InputError` for nothing found, an unreadable footer, or no row in any file.
+    Raises `InputError` for nothing found, an unreadable footer, or, unless ``allow_empty``, no row
+    in any file.
     """
-    return ParquetSource(locate(paths, None if root is None else os.fspath(root)))
+    source = ParquetSource(locate(paths, None if root is None else os.fspath(root)))
+    if source.num_rows == 0 and not allow_empty:
+        raise InputError(f"{source.files[0]}: no rows in any of {len(source.files)} file(s)")
+    return source
 
 
 class ParquetSource:
@@ -82,8 +89,6 @@ class ParquetSource:
             self._footers = tuple(pool.map(read_footer, self._files))
         self.files = tuple(file.label for file in self._files)
         self.num_rows = sum(footer.rows for footer in self._footers)
-        if self.num_rows == 0:
-            raise InputError(f"{self.files[0]}: no rows in any of {len(self.files)} file(s)")
         self._partition_types = partition_types(self._files)
         self.schema = self._unified_schema()
         self.fingerprint = self._digest()

@@ -191,7 +191,9 @@ def test_phases_run_in_order_and_restart_the_schedule() -> None:
         def start(self, model: nn.Module) -> None:
             seen.append(self.name)
 
-    result = trainer(Net(), None).fit(rows(), rows(seed=1), [Noted("search", 2), Noted("retrain", 1)])
+    result = trainer(Net(), None).fit(
+        rows(), rows(seed=1), [Noted("search", 2), Noted("retrain", 1)]
+    )
     assert seen == ["search", "retrain"]
     assert [entry["epoch"] for entry in result.history] == [0, 1, 0]
     assert result.steps == 30
