@@ -55,7 +55,11 @@ def score(
     """
     scorer = bundle if isinstance(bundle, Scorer) else Scorer(bundle)
     started = time.perf_counter()
-    rows_in = open_source(source) if isinstance(source, (str, Path, Sequence)) else source
+    rows_in = (
+        open_source(source, allow_empty=True)
+        if isinstance(source, (str, Path, Sequence))
+        else source
+    )
     kept = list(dict.fromkeys(keep))
     where = rows_in.files[0]
     _check_out(Path(out), rows_in.files)

@@ -1,0 +1,86 @@
+"""The README tells the truth: its config runs, and its commands do what they say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
+
+
+def clicks(rows: int, seed: int) -> pa.Table:
+    """The log that the README's own-data section describes."""
+    rng = np.random.default_rng(seed)
+    items = rng.integers(0, 50, rows)
+    return pa.table(
+        {
+            "clicked": pa.array((rng.random(rows) < 0.2 + 0.5 * (items % 2)).astype(np.int8)),
+            "time": pa.array(np.sort(rng.integers(0, 10**9, rows)), pa.timestamp("s")),
+            "user": pa.array([f"u{u}" for u in rng.integers(0, 100, rows)]),
+            "item": pa.array([f"i{i}" for i in items]),
+            "price": pa.array(rng.gamma(2, 10, rows), mask=rng.random(rows) < 0.1),
+            "tags": pa.array([[f"t{t}" for t in rng.integers(0, 9, n % 4)] for n in range(rows)]),
+            "history": pa.array(
+                [[f"i{i}" for i in rng.integers(0, 50, n % 6)] for n in range(rows)]
+            ),
+        }
+    )
+
+
+def test_own_log_section_works_as_written(tmp_path: Path) -> None:
+    (tmp_path / "clicks").mkdir()
+    for part in range(2):
+        pq.write_table(clicks(1500, part), tmp_path / "clicks" / f"{part}.parquet")
+    pq.write_table(clicks(200, 9).drop_columns(["clicked"]), tmp_path / "new.parquet")
+    (config,) = blocks("yaml")
+    (tmp_path / "shop.yaml").write_text(config)
+    commands = [
+        shlex.split(line, comments=True)
+        for block in blocks("sh")
+        for line in block.splitlines()
+        if line.startswith("recsys ")
+    ]
+    assert [words[1] for words in commands] == ["train", "score", "compare", "ui"]
+    for words in commands:
+        ending = ["--help"] if words[1] == "ui" else []  # the server would run for ever
+        expanded = [
+            str(path) for word in words[1:] for path in (sorted(tmp_path.glob(word)) or [word])
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", *expanded, *ending],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, (words, done.stderr)
+        assert "Warning" not in done.stderr, done.stderr
+    scored = pq.read_table(tmp_path / "scored.parquet")
+    assert scored.column_names == ["user", "item", "score"]
+    assert scored.num_rows == 200
+
+
+def test_make_targets_in_the_readme_exist() -> None:
+    named = set(re.findall(r"make ([a-z-]+)", README))
+    assert {"quickstart", "test"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:", MAKEFILE, flags=re.M), target
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (Path(__file__).parents[1] / target).exists(), target
