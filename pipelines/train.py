@@ -194,9 +194,8 @@ def _log_finals(
     steps: int,
 ) -> None:
     for split, values in metrics.items():
-        finals = {f"{split}/{key}": value for key, value in values.items()}
-        tracker.log_metrics(finals if split == "test" else {}, step=steps)
-        tracker.log_metrics({f"final/{key}": v for key, v in finals.items()}, step=steps)
+        finals = {f"final/{split}/{key}": value for key, value in values.items()}
+        tracker.log_metrics(finals, step=steps)
     sizes = {f"memory/{key}": float(value) for key, value in memory.items()}
     tracker.log_metrics({**sizes, "train/rows_per_second": rate}, step=steps)
 

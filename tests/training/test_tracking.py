@@ -55,6 +55,8 @@ def test_run_params_tags_and_status(client: Any, first: str) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params == {"model.name": "lr", "model.units": "[4, 4]", "seed": "null"}
     assert run.data.tags["model"] == "lr"
+    experiment = client.get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def test_every_metric_point_is_there(client: Any, first: str) -> None:

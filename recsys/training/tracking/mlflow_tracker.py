@@ -44,6 +44,8 @@ FLUSH_METRICS = 200  # on sqlite one log_batch of 200 costs 37 ms, a single log_
 FLUSH_SECONDS = 10.0
 RETRY_SECONDS = 60.0
 SYSTEM_SECONDS = 5.0  # between samples of CPU, memory, disk and network
+# Without it the UI opens on its page for chat traces instead of the runs.
+_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 _MAX_METRICS, _MAX_PARAMS, _MAX_TEXT = 1000, 100, 6000  # per batch; of a parameter (MLflow)
 
 
@@ -243,7 +245,7 @@ class MlflowTracker:
         if found is None:
             return str(
                 self._client.create_experiment(
-                    self._experiment, artifact_location=artifact_root(self.uri)
+                    self._experiment, artifact_location=artifact_root(self.uri), tags=_EXPERIMENT
                 )
             )
         if found.lifecycle_stage != "active":
