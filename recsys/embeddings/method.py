@@ -12,6 +12,7 @@ row indices, only the widths of their tables differ, and a budget is solved over
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -61,7 +62,7 @@ class TableSpec:
     zero_row: bool = False
 
 
-class TableMethod:
+class TableMethod(ABC):
     """The plan of one method for given fields and layer widths. Pure: it allocates no table.
 
     ``dims``: layer name -> width of its vectors. A method may lower a width to meet a budget, and
@@ -75,23 +76,23 @@ class TableMethod:
         self.fields = tuple(fields)
         self.dims = dict(dims)
 
+    @abstractmethod
     def slots(self, f: int) -> tuple[int, ...]:
         """Table index of each lookup of field ``f``, not falling; empty for a numeric field."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tables(self, dim: int) -> tuple[TableSpec, ...]:
         """The tables of a layer of width ``dim``: as many for every width, and as long."""
-        raise NotImplementedError
 
+    @abstractmethod
     def row_map(self) -> nn.Module:
         """Scriptable ``forward(ids, f)``: encoded ids of field ``f``, (..., 1), -> (..., T_f) rows;
         with ``f`` = -1 those of all categorical fields at once, (B, C) -> (B, S), slots in field
         order. Each row index is relative to the table of its slot."""
-        raise NotImplementedError
 
+    @abstractmethod
     def combine(self, dim: int) -> nn.Module:
         """Scriptable ``forward(vectors, f)``: for each table the looked-up rows (..., n_k, d_k) of
         field ``f``'s slots (or, with ``f`` = -1, of all categorical ones, sorted by table, then by
         field) -> (..., 1, dim) (or (B, C, dim)). A true attribute ``linear`` says that it is linear
         in the rows, without bias, so that lists may be pooled before it."""
-        raise NotImplementedError
