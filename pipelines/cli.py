@@ -224,7 +224,7 @@ def _print(result: Any, as_json: bool, render: Any) -> None:
         return
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 140  # a pipe has no width; tables should not be cut
+    width = None if sys.stdout.isatty() else 160  # a pipe has no width; tables should not be cut
     Console(highlight=False, soft_wrap=True, width=width).print(render(result))
 
 
