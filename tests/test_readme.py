@@ -72,6 +72,15 @@ def test_own_log_section_works_as_written(tmp_path: Path) -> None:
     assert scored.column_names == ["user", "item", "score"]
     assert scored.num_rows == 200
 
+    (code,) = blocks("python")
+    (bundle,) = tmp_path.glob("runs/shop-deepfm-*/bundle")
+    code = re.sub(r"runs/shop-deepfm-[0-9a-f]+/bundle", str(bundle), code)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\[0\.\d+\]\n", done.stdout)
+
 
 def test_make_targets_in_the_readme_exist() -> None:
     named = set(re.findall(r"make ([a-z-]+)", README))
