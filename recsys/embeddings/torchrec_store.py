@@ -6,10 +6,12 @@ exported graph ever holds a KeyedJaggedTensor or an fbgemm operator.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recsys.embeddings.method import TableSpec
 from recsys.embeddings.store import Store, TorchStore
@@ -86,6 +88,8 @@ class TorchrecStore(Store):
         return True
 
     def forward(self, rows: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # fbgemm's training operator has no inference mode
+            return F.embedding(rows, self.weight)
         flat = rows.reshape(-1).long()
         lengths = torch.ones_like(flat)
         if self.padding >= 0:
@@ -117,7 +121,13 @@ class TorchrecStore(Store):
         return TorchStore(weight=self.weight.clone(), sparse=False, zero_row=self.padding >= 0)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """torchrec calls a function that torch has renamed, and torch says so: no user's concern."""
+    return "is_fx_tracing" not in record.getMessage()
+
+
 def _torchrec() -> tuple[Any, dict[str, tuple[Any, dict[str, float]]]]:
+    logging.getLogger("torch.fx._symbolic_trace").addFilter(_is_news)
     try:
         import torchrec
     except ImportError as error:

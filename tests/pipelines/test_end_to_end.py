@@ -105,6 +105,28 @@ def test_train_score_evaluate_agree(tmp_path: Path, log: PlantedLog) -> None:
     assert pq.read_table(tmp_path / "again.parquet")["score"].equals(table["score"])
 
 
+def test_torchrec_store_trains_resumably_and_exports(tmp_path: Path, log: PlantedLog) -> None:
+    pytest.importorskip("torchrec")
+    train = {
+        "batch_size": 256,
+        "max_epochs": 2,
+        "learning_rate": 0.01,
+        "store": "torchrec",
+        "embedding_optimizer": "rowwise_adagrad",
+        "embedding_learning_rate": 0.05,
+        "checkpoint_steps": 3,
+    }
+    embedding = {"method": "full", "embedding_dim": 8}
+    done = recsys(
+        tmp_path, "train", config(tmp_path, log, train=train, embedding=embedding), "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("epoch") for line in done.stderr.splitlines()), done.stderr
+    result = json.loads(done.stdout)
+    assert result["metrics"]["test"]["auc"] > 0.5
+    assert result["verified"]["max_abs_diff"] <= 1e-6
+
+
 def test_two_runs_are_equal(tmp_path: Path, log: PlantedLog) -> None:
     path = config(tmp_path, log)
     results = []
