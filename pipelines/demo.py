@@ -87,8 +87,8 @@ def config_tree(log: PlantedLog, table: dict[str, Any], *, name: str, uri: str) 
         "train": {
             "batch_size": 1024,
             "max_epochs": 4,
-            "learning_rate": 2e-3,
-            "embedding_l2": {"value": 1e-5, "mode": "touched_rows"},
+            "learning_rate": 3e-3,
+            "embedding_l2": {"value": 1e-4, "mode": "touched_rows"},
             "patience": 2,
         },
         "tracking": {"uri": uri, "experiment": "demo"},

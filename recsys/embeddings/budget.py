@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 from recsys.types import FieldSpec, InputError
 
@@ -25,7 +26,7 @@ def parse_bytes(text: str) -> int:
     unit = _UNITS.get(match.group(2).upper()) if match else None
     if match is None or unit is None:
         raise ValueError(f"budget {text!r} is no size; write a number and a unit, such as 10MB")
-    size = int(float(match.group(1)) * unit)
+    size = int(Decimal(match.group(1)) * unit)  # exact: 65.35KB is 65,350 bytes
     if size < 1:
         raise ValueError(f"budget {text!r} is less than one byte")
     return size

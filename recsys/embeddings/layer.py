@@ -165,9 +165,25 @@ class EmbeddingLayer(nn.Module):
         return MemoryReport(trained, stored + index, training + index, self._lookups)
 
     @torch.jit.unused
+    def penalised(self) -> List[nn.Parameter]:
+        """Parameters whose L2 is part of `penalty`, so that optimisers must not add theirs.
+
+        L2 on all rows is meant for the vectors that a model sees. On tables and projections apart
+        it would be a penalty on the rank of their product: on Frappe it held DeepFM with mixed
+        dimensions at an AUC of .943, where the full table reaches .983.
+        """
+        l2 = self._train.embedding_l2
+        if l2.value == 0 or l2.mode != "all_rows" or not isinstance(self.combine, ProjectRows):
+            return []
+        return [p for part in (self.stores, self.combine) for p in part.parameters()]
+
+    @torch.jit.unused
     def penalty(self) -> Tensor:
-        """What the method adds to the loss at each step: nothing."""
-        return torch.zeros((), device=self.order.device)
+        """What the layer adds to the loss at each step: L2 of projected vectors, else nothing."""
+        if not self.penalised() or not isinstance(self.combine, ProjectRows):
+            return torch.zeros((), device=self.order.device)
+        tables = [store.weight for store in self.tables]
+        return self._train.embedding_l2.value * self.combine.half_square(tables)
 
     @torch.jit.unused
     def after_step(self, step: int) -> None:

@@ -248,7 +248,7 @@ class MixedDim(TableMethod):
         return ProjectRows(
             dim=dim,
             widths=[self._scaled(width, dim) for width in self._tables],
-            sizes=[len(group) for group in blocks],
+            sizes=[[block.rows for block in group] for group in blocks],
             places=[[(k, blocks[k].index(b)) for k, _, b in parts] for parts in of_field],
             singles=sum(field.kind == "categorical" for field in self.fields),
         )

@@ -37,8 +37,8 @@ class WholeWidth(nn.Module):
 class ProjectRows(nn.Module):
     """Projects the rows of each table and sums, for each field, over its blocks.
 
-    ``widths`` and ``sizes``: width and number of blocks of each table. ``places[f]``: (table, block
-    of that table) of each slot of field ``f``, by table. Linear, without bias.
+    ``widths``: of each table; ``sizes``: rows of each of its blocks. ``places[f]``: (table, block of
+    that table) of each slot of field ``f``, by table. Linear, without bias.
     """
 
     linear: bool = True
@@ -49,15 +49,16 @@ class ProjectRows(nn.Module):
         *,
         dim: int,
         widths: Sequence[int],
-        sizes: Sequence[int],
+        sizes: Sequence[Sequence[int]],
         places: Sequence[Sequence[Tuple[int, int]]],
         singles: int,
     ) -> None:
         super().__init__()
         self.projections = nn.ModuleList(
-            WholeWidth() if width == dim else Projections(blocks=size, width=width, dim=dim)
-            for width, size in zip(widths, sizes, strict=True)
+            WholeWidth() if width == dim else Projections(blocks=len(rows), width=width, dim=dim)
+            for width, rows in zip(widths, sizes, strict=True)
         )
+        self._sizes = [list(rows) for rows in sizes]
         self.singles: int = singles
         joint = [place for field in places[:singles] for place in field]
         groups = [joint, *places]
@@ -85,6 +86,22 @@ class ProjectRows(nn.Module):
                 found.append((table, seen[table]))
                 seen[table] += 1
             self.slots.append(found)
+
+    @torch.jit.unused
+    def half_square(self, tables: List[Tensor]) -> Tensor:
+        """Half the sum of squares of all projected vectors, (rows of all tables, D).
+
+        Computed as ``tr(E'E PP') / 2`` for each block, without making the vectors.
+        """
+        total = torch.zeros((), device=self.blocks.device)
+        for table, projection, sizes in zip(tables, self.projections, self._sizes, strict=True):
+            if isinstance(projection, WholeWidth):
+                total = total + table.square().sum() / 2
+                continue
+            blocks = table[: sum(sizes)].split(sizes)  # a zero row may follow
+            for rows, weight in zip(blocks, projection.weight, strict=True):
+                total = total + ((rows.T @ rows) * (weight @ weight.T)).sum() / 2
+        return total
 
     def forward(self, vectors: List[Tensor], f: int) -> Tensor:
         wide: List[Tensor] = []

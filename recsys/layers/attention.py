@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.layers.attention_kernel import Attend, attend
+from recsys.layers.attention_function import Attend
+from recsys.layers.attention_kernel import attend
 
 Residual = Literal["auto", "projected", "none"]
 NormPlace = Literal["none", "before_relu", "after_relu"]

@@ -3,50 +3,32 @@
 One definition, two evaluations: `InteractingLayer` writes the mathematics with plain operators;
 this file gives the same numbers several times faster on a CPU (`benchmarks/attention.py`).
 
-- Rows go through in chunks, so score matrices never leave the L2 cache, and no buffer is large
-  enough for the allocator to fetch (and page in) fresh memory for it.
-- One batched product projects ``x`` by every head: nothing is copied to separate heads.
+- Rows go through in chunks, so score matrices and projections never leave the L2 cache of a core.
+- One batched product projects ``x`` to all of Q, K, V; heads are read as columns of the result.
 - Softmax is evaluated as exponentiate, multiply by the values, divide by the sums of the rows.
   A softmax is the same under any shift, so none is applied unless a row's sum leaves the range
-  where float32 is exact to rounding; then the chunk is done again, shifted by its row maxima.
-- Training stores nothing but input and output; the backward pass recomputes scores per chunk.
+  where float32 is exact to rounding; then the rows are done again, shifted by their maxima.
+- Training stores input, output and row sums; the backward pass recomputes scores per chunk.
+- Everything is TorchScript: bundles carry `attend`, and `attention_function` runs the loops over
+  chunks compiled, out of Python.
 """
-
-from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.amp import custom_bwd, custom_fwd
-from torch.autograd.function import once_differentiable
 
 
 def chunk_rows(fields: int, projected: int) -> int:
     """Rows per chunk for ``fields`` fields and ``projected`` floats of projections per field.
 
-    1.4 M floats of projections and of scores of one head fill the L2 caches of two cores.
+    300 k floats of projections and of scores of one head, and the buffers beside them, fill the
+    2 MB of L2 of one core; half and twice as many are 3-8 % slower.
 
     **Example**
 
     >>> chunk_rows(39, 96)
-    265
+    56
     """
-    return max(1, 1_400_000 // (fields * (fields + projected)))
-
-
-def exp_scores(queries: Tensor, keys: Tensor, scores: Tensor, sums: Tensor, ones: Tensor) -> None:
-    """Fills ``scores`` with ``exp(Q K^T)``, up to one factor per row, and ``sums`` with row sums.
-
-    **Shape** queries, keys ``(n, F, d)``; scores ``(n, F, F)``; sums ``(n * F,)``; ones ``(F,)``.
-    """
-    torch.bmm(queries, keys.transpose(1, 2), out=scores)
-    scores.exp_()
-    flat = scores.view(-1, scores.shape[2])  # (n * F, F)
-    torch.mv(flat, ones, out=sums)
-    low, high = torch.aminmax(sums)
-    if not (float(low) > 1e-20 and float(high) < 1e20):
-        torch.bmm(queries, keys.transpose(1, 2), out=scores)
-        scores.sub_(scores.amax(dim=2, keepdim=True)).exp_()
-        torch.mv(flat, ones, out=sums)
+    return max(1, 300_000 // (fields * (fields + projected)))
 
 
 def attend(
@@ -65,175 +47,186 @@ def attend(
 
     **Shape** ``(B, F, D) -> (B, F, d')``.
     """
-    batch, fields = x.shape[0], x.shape[1]
-    blocks, total = weight.shape[0], weight.shape[1]
-    d = total // heads
-    w = per_head(weight, heads, factor)  # (blocks * heads, D, d)
-    rows = min(batch, chunk_rows(fields, blocks * total))
-    projected_buffer = x.new_empty(rows * fields * blocks * total)
-    scores_buffer = x.new_empty(rows, fields, fields)
-    sums_buffer = x.new_empty(rows * fields)
-    mixed_buffer = x.new_empty(rows, fields, d)
-    ones = x.new_ones(fields)
-    out = x.new_empty(batch, fields, total)
-    for start in range(0, batch, max(rows, 1)):
-        n = min(rows, batch - start)
-        x_chunk, out_chunk = x[start : start + n], out[start : start + n]
-        projected = project(x_chunk, w, projected_buffer, relu_projections)
-        scores, sums, mixed = scores_buffer[:n], sums_buffer[: n * fields], mixed_buffer[:n]
-        for head in range(heads):
-            exp_scores(projected[head], projected[heads + head], scores, sums, ones)
-            torch.bmm(scores, projected[2 * heads + head], out=mixed)
-            part = out_chunk[:, :, head * d : head * d + d]
-            torch.div(mixed, sums.view(n, fields, 1), out=part)
-            if blocks == 4:
-                part.add_(projected[3 * heads + head])
-        if add_input:
-            out_chunk.add_(x_chunk)
-        if final_relu:
-            out_chunk.relu_()
+    out = x.new_empty(x.shape[0], x.shape[1], weight.shape[1])
+    sums = x.new_empty(heads, x.shape[0], x.shape[1])
+    attend_rows(x, weight, out, sums, heads, factor, relu_projections, add_input, final_relu, False)
+    if not in_range(sums):
+        attend_rows(
+            x, weight, out, sums, heads, factor, relu_projections, add_input, final_relu, True
+        )
     return out
 
 
-def per_head(weight: Tensor, heads: int, factor: float) -> Tensor:
-    """The projection of each block and head, ``factor`` on Q's: ``(blocks * heads, D, d)``."""
-    if factor != 1.0:
-        weight = torch.cat([weight[:1] * factor, weight[1:]])
-    blocks, total, width = weight.shape[0], weight.shape[1], weight.shape[2]
-    return weight.reshape(blocks * heads, total // heads, width).transpose(1, 2).contiguous()
+def in_range(sums: Tensor) -> bool:
+    """Whether sums of unshifted exponentials are exact to rounding."""
+    if sums.numel() == 0:
+        return True
+    low, high = torch.aminmax(sums)
+    return bool(float(low) > 1e-20 and float(high) < 1e20)
 
 
-def project(x: Tensor, w: Tensor, buffer: Tensor, relu: bool) -> Tensor:
-    """``x`` (n, F, D) through every projection of `per_head`: ``(blocks * heads, n, F, d)``."""
-    n, fields, width = x.shape[0], x.shape[1], x.shape[2]
-    count, d = w.shape[0], w.shape[2]
-    projected = buffer[: count * n * fields * d].view(count, n * fields, d)
-    torch.bmm(x.reshape(1, n * fields, width).expand(count, -1, -1), w, out=projected)
-    if relu:
-        projected.relu_()
-    return projected.view(count, n, fields, d)
-
-
-class Attend(torch.autograd.Function):
-    """`attend` with a gradient: keeps ``x`` and the output, recomputes scores per chunk."""
-
-    @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        heads: int,
-        factor: float,
-        relu_projections: bool,
-        add_input: bool,
-        final_relu: bool,
-    ) -> Tensor:
-        out = attend(x, weight, heads, factor, relu_projections, add_input, final_relu)
-        ctx.save_for_backward(x, weight, out)
-        ctx.flags = (heads, factor, relu_projections, add_input, final_relu)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
-    def backward(  # type: ignore[override]
-        ctx: Any, grad_out: Tensor
-    ) -> Tuple[Optional[Tensor], ...]:
-        x, weight, out = ctx.saved_tensors
-        grads = attend_backward(grad_out, x, weight, out, *ctx.flags)
-        return (*grads, None, None, None, None, None)
-
-
-def place(grad: Tensor, output: Tensor, grads: Tensor, at: int, relu: bool) -> None:
-    """Writes ``grad`` (n, F, d) into the columns of ``grads`` from ``at`` on, back through the
-    ReLU that gave ``output`` if there was one."""
-    part = grads[:, :, at : at + grad.shape[2]]
-    if relu:
-        torch.mul(grad, output > 0, out=part)
-    else:
-        part.copy_(grad)
-
-
-def attend_backward(
-    grad_out: Tensor,
+def attend_rows(
     x: Tensor,
     weight: Tensor,
     out: Tensor,
+    sums: Tensor,
     heads: int,
     factor: float,
     relu_projections: bool,
     add_input: bool,
     final_relu: bool,
-) -> Tuple[Tensor, Tensor]:
-    """Gradients of `attend` at ``x`` and ``weight``.
+    shift: bool,
+) -> None:
+    """`attend` into ``out`` (B, F, d'); the row sums of exp(scores) into ``sums`` (H, B, F).
+
+    ``shift``: scores less their row maxima, safe at any size.
+    """
+    batch, fields = x.shape[0], x.shape[1]
+    blocks, total = weight.shape[0], weight.shape[1]
+    d = total // heads
+    w = by_column(weight, factor)
+    rows = min(batch, chunk_rows(fields, blocks * total))
+    projected_buffer = x.new_empty(rows * fields * blocks * total)
+    scores_buffer = x.new_empty(rows, fields, fields)
+    mixed_buffer = x.new_empty(rows, fields, d)
+    merged_buffer = x.new_empty(rows, fields, total)
+    ones = x.new_ones(fields)
+    for start in range(0, batch, max(rows, 1)):
+        n = min(rows, batch - start)
+        x_chunk, out_chunk = x[start : start + n], out[start : start + n]
+        projected = project(x_chunk, w, projected_buffer, relu_projections)
+        scores, mixed, merged = scores_buffer[:n], mixed_buffer[:n], merged_buffer[:n]
+        for head in range(heads):
+            a, b = head * d, head * d + d
+            exp_scores(projected[0, :, :, a:b], projected[1, :, :, a:b], scores, shift)
+            head_sums = sums[head, start : start + n]  # (n, F)
+            torch.mv(scores.view(n * fields, fields), ones, out=head_sums.view(n * fields))
+            torch.bmm(scores, projected[2, :, :, a:b], out=mixed)
+            torch.div(mixed, head_sums.unsqueeze(2), out=merged[:, :, a:b])
+        # ``out`` is not in the cache: it is written once, in order.
+        if blocks == 4:
+            torch.add(merged, projected[3], out=out_chunk)
+        elif add_input:
+            torch.add(merged, x_chunk, out=out_chunk)
+        else:
+            out_chunk.copy_(merged)
+        if final_relu:
+            out_chunk.relu_()
+
+
+def by_column(weight: Tensor, factor: float) -> Tensor:
+    """The projections, ``factor`` on Q's: ``(blocks, d', D) -> (blocks, D, d')``."""
+    if factor != 1.0:
+        weight = torch.cat([weight[:1] * factor, weight[1:]])
+    return weight.transpose(1, 2).contiguous()
+
+
+def project(x: Tensor, w: Tensor, buffer: Tensor, relu: bool) -> Tensor:
+    """``x`` (n, F, D) through every projection of `by_column`: ``(blocks, n, F, d')``."""
+    n, fields, width = x.shape[0], x.shape[1], x.shape[2]
+    blocks, total = w.shape[0], w.shape[2]
+    projected = buffer[: blocks * n * fields * total].view(blocks, n * fields, total)
+    torch.bmm(x.reshape(1, n * fields, width).expand(blocks, -1, -1), w, out=projected)
+    if relu:
+        projected.relu_()
+    return projected.view(blocks, n, fields, total)
+
+
+def exp_scores(queries: Tensor, keys: Tensor, scores: Tensor, shift: bool) -> None:
+    """Fills ``scores`` (n, F, F) with ``exp(Q K^T)``, shifted by row maxima if ``shift``."""
+    torch.bmm(queries, keys.transpose(1, 2), out=scores)
+    if shift:
+        scores.sub_(scores.amax(dim=2, keepdim=True))
+    scores.exp_()
+
+
+def backward_rows(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    grad_x: Tensor,
+    heads: int,
+    factor: float,
+    relu_projections: bool,
+    add_input: bool,
+    final_relu: bool,
+    shift: bool,
+) -> Tensor:
+    """Gradients of `attend_rows`: at ``x`` into ``grad_x``, at ``weight`` returned.
 
     With ``E = exp(scores)``, row sums s, ``g = dO / s``: ``dV = E^T g`` and
     ``dS = E * (g V^T - <g, O>)``. The second bracket is one product ``[g, -<g, O>] [V, 1]^T``, so
     the score matrices are passed over only twice outside matrix products: exp and one multiply.
+    O, the mixed values, is the output less R: where the final ReLU cut it off, g is zero.
     """
-    batch, fields, width = x.shape
-    blocks, total, _ = weight.shape
-    d = total // heads
-    w = per_head(weight, heads, factor)  # (blocks * heads, D, d)
-    wt = w.transpose(1, 2).reshape(blocks * total, width)
-    grad_out = grad_out.contiguous()
-    x = x.contiguous()
+    batch, fields, width = x.shape[0], x.shape[1], x.shape[2]
+    blocks, total = weight.shape[0], weight.shape[1]
+    d, parts = total // heads, blocks * heads
+    w = by_column(weight, factor)  # (blocks, D, d')
+    wt = w.transpose(1, 2).contiguous().view(parts, d, width)
     rows = min(batch, chunk_rows(fields, blocks * total))
     projected_buffer = x.new_empty(rows * fields * blocks * total)
-    grad_projected_buffer = x.new_empty(rows * fields, blocks * total)
+    grads_buffer = x.new_empty(rows * fields * blocks * total)
     scores_buffer = x.new_empty(rows, fields, fields)
     grad_scores_buffer = torch.empty_like(scores_buffer)
-    sums_buffer = x.new_empty(rows * fields)
-    mixed_buffer = x.new_empty(rows, fields, d)
+    grad_sum_buffer = x.new_empty(rows, fields, total)
+    mixed_buffer = x.new_empty(rows, fields, total)
+    dots_buffer = x.new_empty(rows, fields)
     scaled_buffer = x.new_empty(rows, fields, d + 1)  # [g, -<g, O>]
     values_buffer = x.new_ones(rows, fields, d + 1)  # [V, 1]
-    ones = x.new_ones(fields)
-    grad_sum_buffer = x.new_empty(rows, fields, total)
-    threshold_backward = torch.ops.aten.threshold_backward.grad_input
-    grad_x = torch.empty_like(x)
+    minus = x.new_full([d], -1.0)
     grad_w = torch.zeros_like(wt)
     for start in range(0, batch, max(rows, 1)):
         n = min(rows, batch - start)
-        x_chunk = x[start : start + n].view(n * fields, width)
+        x_chunk, out_chunk = x[start : start + n], out[start : start + n]
         grad_sum = grad_out[start : start + n]
         if final_relu:
-            positive = out[start : start + n]
-            grad_sum = threshold_backward(grad_sum, positive, 0.0, grad_input=grad_sum_buffer[:n])
-        projected = project(x[start : start + n], w, projected_buffer, relu_projections)
-        grad_flat = grad_projected_buffer[: n * fields]
-        grad_projected = grad_flat.view(n, fields, blocks * total)
-        scores, sums, mixed = scores_buffer[:n], sums_buffer[: n * fields], mixed_buffer[:n]
-        grad_scores, scaled, values = grad_scores_buffer[:n], scaled_buffer[:n], values_buffer[:n]
-        sum_column = sums.view(n, fields, 1)
+            buffer = grad_sum_buffer[:n]
+            torch.ops.aten.threshold_backward(grad_sum, out_chunk, 0.0, grad_input=buffer)
+            grad_sum = buffer
+        projected = project(x_chunk, w, projected_buffer, relu_projections)
+        weighted = mixed_buffer[:n]  # dO * O
+        if blocks == 4:
+            torch.sub(out_chunk, projected[3], out=weighted).mul_(grad_sum)
+        elif add_input:
+            torch.sub(out_chunk, x_chunk, out=weighted).mul_(grad_sum)
+        else:
+            torch.mul(out_chunk, grad_sum, out=weighted)
+        # Head by head and contiguous: a product into columns would run matrix by matrix.
+        grads = grads_buffer[: n * fields * blocks * total].view(blocks, heads, n, fields, d)
+        scores, grad_scores, dots = scores_buffer[:n], grad_scores_buffer[:n], dots_buffer[:n]
+        scaled, values = scaled_buffer[:n], values_buffer[:n]
+        g = scaled[:, :, :d]
         for head in range(heads):
-            a = head * d
-            q, k, v = projected[head], projected[heads + head], projected[2 * heads + head]
-            exp_scores(q, k, scores, sums, ones)
-            torch.bmm(scores, v, out=mixed)
-            g = scaled[:, :, :d]
-            torch.div(grad_sum[:, :, a : a + d], sum_column, out=g)
-            mixed.mul_(g).div_(sum_column)
-            torch.sum(mixed, dim=2, out=scaled[:, :, d]).neg_()
-            values[:, :, :d] = v
-            # bmm into a strided slice would run matrix by matrix: go through a buffer.
-            torch.bmm(scores.transpose(1, 2), g, out=mixed)
-            place(mixed, v, grad_projected, 2 * total + a, relu_projections)
+            a, b = head * d, head * d + d
+            q, k = projected[0, :, :, a:b], projected[1, :, :, a:b]
+            head_sums = sums[head, start : start + n].unsqueeze(2)  # (n, F, 1)
+            exp_scores(q, k, scores, shift)
+            torch.div(grad_sum[:, :, a:b], head_sums, out=g)
+            torch.matmul(weighted[:, :, a:b], minus, out=dots)
+            torch.div(dots.unsqueeze(2), head_sums, out=scaled[:, :, d:])
+            values[:, :, :d] = projected[2, :, :, a:b]
+            torch.bmm(scores.transpose(1, 2), g, out=grads[2, head])
             torch.bmm(scaled, values.transpose(1, 2), out=grad_scores)
             grad_scores.mul_(scores)
-            torch.bmm(grad_scores, k, out=mixed)
-            place(mixed, q, grad_projected, a, relu_projections)
-            torch.bmm(grad_scores.transpose(1, 2), q, out=mixed)
-            place(mixed, k, grad_projected, total + a, relu_projections)
+            torch.bmm(grad_scores, k, out=grads[0, head])
+            torch.bmm(grad_scores.transpose(1, 2), q, out=grads[1, head])
             if blocks == 4:
-                r = projected[3 * heads + head]
-                place(grad_sum[:, :, a : a + d], r, grad_projected, 3 * total + a, relu_projections)
+                grads[3, head] = grad_sum[:, :, a:b]
+            if relu_projections:
+                grads[:, head] *= projected[:, :, :, a:b] > 0
+        flat = grads.view(parts, n * fields, d)
         grad_x_chunk = grad_x[start : start + n].view(n * fields, width)
         if add_input:
-            torch.addmm(grad_sum.view(n * fields, total), grad_flat, wt, out=grad_x_chunk)
+            torch.addmm(grad_sum.view(n * fields, total), flat[0], wt[0], out=grad_x_chunk)
         else:
-            torch.mm(grad_flat, wt, out=grad_x_chunk)
-        grad_w.addmm_(grad_flat.t(), x_chunk)
+            torch.mm(flat[0], wt[0], out=grad_x_chunk)
+        for part in range(1, parts):
+            grad_x_chunk.addmm_(flat[part], wt[part])
+        x_flat = x_chunk.view(1, n * fields, width)
+        grad_w.baddbmm_(flat.transpose(1, 2), x_flat.expand(parts, -1, -1))
     grad_weight = grad_w.view(blocks, total, width)
     grad_weight[0] *= factor
-    return grad_x, grad_weight
+    return grad_weight

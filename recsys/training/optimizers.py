@@ -113,15 +113,20 @@ def build_optimizers(model: nn.Module, train: TrainConfig) -> Optimizers:
                 weight_decay=train.weight_decay,
             )
         )
-    if dense:
-        parts.append(
-            DenseGroup(
-                dense,
-                optimizer=train.table_optimizer,
-                learning_rate=train.table_learning_rate,
-                l2=train.embedding_l2,
+    in_loss = {id(param) for layer in layers for param in layer.penalised()}
+    for l2, group in (
+        (train.embedding_l2, [(n, p) for n, p in dense if id(p) not in in_loss]),
+        (None, [(n, p) for n, p in dense if id(p) in in_loss]),
+    ):
+        if group:
+            parts.append(
+                DenseGroup(
+                    group,
+                    optimizer=train.table_optimizer,
+                    learning_rate=train.table_learning_rate,
+                    l2=l2,
+                )
             )
-        )
     for name, param in named:
         if id(param) in sparse:
             parts.append(SparseTable(name, param, optimizer=train.table_optimizer, train=train))

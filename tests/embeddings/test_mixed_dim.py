@@ -11,6 +11,8 @@ from embedding_cases import build, config, encoded
 from pydantic import ValidationError
 
 from recsys.embeddings.mixed_dim import MixedDim
+from recsys.settings import TrainConfig
+from recsys.training.optimizers import build_optimizers
 from recsys.types import Batch, FieldSpec, InputError
 
 SIZES = (10, 1000, 100_000)
@@ -156,3 +158,23 @@ def test_what_cannot_work_is_refused() -> None:
         build({"method": "mixed_dim", "blocks": {"n10": {"cuts": [0.5]}}}, fields())
     with pytest.raises(InputError, match="alpha 1"):
         build({"method": "mixed_dim", "budget": 0.001}, fields(), {"main": 64})
+
+
+def test_l2_of_all_rows_is_that_of_the_vectors() -> None:
+    """``penalty`` equals half the sum of squares of every vector that the model can see."""
+    train = {"embedding_l2": {"value": 0.3}, "embedding_gradient": "dense"}
+    tree = {"method": "mixed_dim", "embedding_dim": 16, "alpha": 0.4}
+    layer = build(tree, fields((10, 400, 3000)), **train)[1]["main"]
+    vectors = torch.cat([layer.all_vectors(f) for f in range(3)])
+    expected = 0.3 * vectors.square().sum() / 2
+    torch.testing.assert_close(layer.penalty(), expected)
+    tables = [store.weight for store in layer.tables]
+    assert {id(p) for p in layer.penalised()} == {
+        id(p) for p in (*tables, *layer.combine.parameters())
+    }
+    optimizers = build_optimizers(layer, TrainConfig.model_validate(train))
+    for p in layer.parameters():
+        p.grad = torch.zeros_like(p)
+    before = [p.detach().clone() for p in layer.penalised()]
+    optimizers.step()  # no gradient: the optimiser adds no L2 of its own
+    assert all(torch.equal(a, b) for a, b in zip(before, layer.penalised(), strict=True))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
 from recsys.layers import InteractingLayer
-from recsys.layers.attention_kernel import Attend, attend
+from recsys.layers.attention_function import Attend
+from recsys.layers.attention_kernel import attend
+from recsys.layers.row_threads import over_rows
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fuxictr": {},
@@ -28,6 +32,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def layer(input_dim: int = 8, dim: int = 8, heads: int = 2, **flags: Any) -> InteractingLayer:
     torch.manual_seed(0)
     return InteractingLayer(input_dim=input_dim, attention_dim=dim, heads=heads, **flags)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_two_fields_by_hand() -> None:
@@ -73,6 +87,46 @@ def test_kernel_over_several_chunks(fields: int) -> None:
     ours = torch.autograd.grad(fast, (x, net.weight), toward)
     for a, b in zip(ours, expected, strict=True):
         assert ((a - b).abs().max() / b.abs().max()).item() < 1e-5
+
+
+@pytest.mark.parametrize("fields", [3, 39])
+def test_threads_take_rows_and_agree(fields: int) -> None:
+    net = layer(16, 32, 2)
+    x = torch.randn(1100 if fields > 10 else 20_000, fields, 16, requires_grad=True)
+    toward = torch.randn(len(x), fields, 32)
+
+    def run(threads: int) -> tuple[torch.Tensor, ...]:
+        with torch_threads(threads):
+            out = net(x)
+            grads = torch.autograd.grad(out, (x, net.weight), toward)
+            with torch.inference_mode():
+                assert torch.equal(net(x), out)
+            assert torch.get_num_threads() == threads
+        return (out.detach(), *grads)
+
+    one, two, three, again = run(1), run(2), run(3), run(2)
+    for a, b, c, d in zip(one, two, three, again, strict=True):
+        assert torch.equal(b, d)  # a run repeats bit for bit
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * a.abs().max().item())
+        torch.testing.assert_close(a, c, rtol=1e-5, atol=1e-5 * a.abs().max().item())
+    for a, b, c in zip(one[:2], two[:2], three[:2], strict=True):  # rows do not meet
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+
+
+def test_row_threads_pass_errors_on_and_put_threads_back() -> None:
+    def work(start: int, stop: int) -> int:
+        if start:
+            raise ValueError(f"{start} to {stop}")
+        return stop
+
+    with torch_threads(2):
+        with pytest.raises(ValueError, match="8 to 10"):
+            over_rows(work, rows=10, chunk=4)
+        assert torch.get_num_threads() == 2
+        assert over_rows(lambda a, b: (a, b), rows=10, chunk=4) == [(0, 8), (8, 10)]
+        assert over_rows(lambda a, b: (a, b), rows=4, chunk=4) == [(0, 4)]
+        assert over_rows(lambda a, b: (a, b), rows=0, chunk=4) == []
 
 
 @pytest.mark.parametrize("blocks", [3, 4])
@@ -137,7 +191,8 @@ def test_scripted_equals_eager(variant: str, batch: int) -> None:
     expected = net.forward_with_attention(x)[0]
     with torch.no_grad():
         torch.testing.assert_close(scripted(x), expected, rtol=1e-5, atol=1e-6)
-        assert torch.equal(scripted(x), net(x))
+        with torch_threads(1):
+            assert torch.equal(scripted(x), net(x))
     with_gradient = scripted(x.requires_grad_())  # takes the plain path
     torch.testing.assert_close(with_gradient, expected, rtol=1e-5, atol=1e-6)
     assert with_gradient.requires_grad
