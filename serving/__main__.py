@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import List, Sequence
 
-from serving.batch import score
+from serving.batch import BATCH_ROWS, score
 from serving.errors import InputError
 from serving.scorer import Scorer
 
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("out", metavar="OUT", help="Parquet file to write")
     job.add_argument("--keep", type=_names, default=[], metavar="A,B", help="columns to copy")
     job.add_argument("--threads", type=_positive, default=None, help="torch threads")
-    job.add_argument("--batch-rows", type=_positive, default=8192, help="rows scored at once")
+    job.add_argument("--batch-rows", type=_positive, default=BATCH_ROWS, help="rows scored at once")
     return parser
 
 

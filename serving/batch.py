@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List, Sequence, Tuple, TypeVar
+from typing import Deque, Iterator, List, Sequence
 
 import pyarrow as pa
+import torch
 
 from serving.bundle import Bundle
-from serving.encode import Batch
 from serving.errors import InputError
 from serving.parquet import Source, open_source, write_parquet
 from serving.scorer import Scorer
@@ -26,7 +27,8 @@ SCORE = "score"
 GROUP_ROWS = 131_072
 """Rows of a row group of the output: groups as small as a batch would make it slow to read."""
 
-T = TypeVar("T")
+BATCH_ROWS = 2048
+"""Rows that one thread encodes and puts through the graph at once."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,17 @@ def score(
     source: str | Path | Sequence[str] | Source,
     out: str | Path,
     keep: Sequence[str] = (),
-    batch_rows: int = 8192,
+    batch_rows: int = BATCH_ROWS,
     progress: bool = True,
 ) -> ScoreReport:
     """Score every row of ``source`` into one Parquet file ``out``: columns ``keep`` as they were,
     then ``score`` float32, in the order of the source.
 
     ``source``: what `open_source` takes, or a source. ``out`` appears complete or not at all.
-    ``progress``: a line on stderr, if that is a terminal. Reading and encoding run one batch ahead
-    of the graph. Raises `InputError` for a bundle, source, column or path that cannot work, before
-    anything is computed.
+    ``progress``: a line on stderr, if that is a terminal. Batches go through encoding and the graph
+    on as many threads as torch has at the call, each with a batch of its own, in bounded memory.
+    Raises `InputError` for a bundle, source, column or path that cannot work, before anything is
+    computed.
     """
     scorer = bundle if isinstance(bundle, Scorer) else Scorer(bundle)
     started = time.perf_counter()
@@ -70,10 +73,9 @@ def score(
     rows = 0
     with line, write_parquet(str(out), schema) as writer:
         group: List[pa.RecordBatch] = []
-        for columns, batch in _ahead(_encoded(scorer, rows_in, kept, batch_rows)):
-            scores = pa.array(scorer.score(batch))
-            group.append(pa.record_batch([*columns, scores], schema=schema))
-            rows += len(scores)
+        for part in _scored(scorer, rows_in, kept, batch_rows, schema):
+            group.append(part)
+            rows += part.num_rows
             line.update(rows)
             if sum(part.num_rows for part in group) >= GROUP_ROWS:
                 writer.write_table(pa.Table.from_batches(group))
@@ -82,21 +84,35 @@ def score(
     return ScoreReport(rows, time.perf_counter() - started)
 
 
-def _encoded(
-    scorer: Scorer, source: Source, keep: List[str], batch_rows: int
-) -> Iterator[Tuple[List[pa.Array], Batch]]:
+def _scored(
+    scorer: Scorer, source: Source, keep: List[str], batch_rows: int, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """Batches of ``schema`` in the order of the source, which is read here, in one thread.
+
+    Threads with batches of their own wait for nobody; torch's threads would meet after every
+    operator of the graph, most of them too small to share.
+    """
     columns = list(dict.fromkeys([*scorer.columns, *keep]))
-    for rows in source.batches(columns, batch_rows):
-        yield [rows.column(name) for name in keep], scorer.encode(rows)
 
+    def work(rows: pa.RecordBatch) -> pa.RecordBatch:
+        scores = pa.array(scorer.score(scorer.encode(rows)))
+        return pa.record_batch([*(rows.column(name) for name in keep), scores], schema=schema)
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items (none of them None), the next being made in a thread while one is used."""
-    with ThreadPoolExecutor(1, "read-ahead") as pool:
-        future = pool.submit(next, items, None)
-        while (item := future.result()) is not None:
-            future = pool.submit(next, items, None)
-            yield item
+    threads = torch.get_num_threads()
+    # torch counts threads per calling thread, its matrix library per process: one each, both ways.
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads, "score", torch.set_num_threads, (1,))
+    try:
+        waiting: Deque[Future[pa.RecordBatch]] = deque()
+        for rows in source.batches(columns, batch_rows):
+            waiting.append(pool.submit(work, rows))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _check_out(out: Path, files: Sequence[str]) -> None:

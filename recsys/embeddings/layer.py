@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.embeddings.method import TableMethod
+from recsys.embeddings.project import ProjectRows
 from recsys.embeddings.store import Store, training_bytes
 from recsys.settings import TrainConfig
 from recsys.types import FieldSpec, InputError, MemoryReport

@@ -37,8 +37,8 @@ class WholeWidth(nn.Module):
 class ProjectRows(nn.Module):
     """Projects the rows of each table and sums, for each field, over its blocks.
 
-    ``widths``: of each table; ``sizes``: rows of each of its blocks. ``places[f]``: (table, block of
-    that table) of each slot of field ``f``, by table. Linear, without bias.
+    ``widths``: of each table; ``sizes``: rows of each of its blocks. ``places[f]``: (table, block
+    of that table) of each slot of field ``f``, by table. Linear, without bias.
     """
 
     linear: bool = True
@@ -95,7 +95,7 @@ class ProjectRows(nn.Module):
         """
         total = torch.zeros((), device=self.blocks.device)
         for table, projection, sizes in zip(tables, self.projections, self._sizes, strict=True):
-            if isinstance(projection, WholeWidth):
+            if not isinstance(projection, Projections):
                 total = total + table.square().sum() / 2
                 continue
             blocks = table[: sum(sizes)].split(sizes)  # a zero row may follow

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from doubles import INPUTS, parts, table
 
 from recsys.bundle import export
@@ -52,6 +53,25 @@ def test_rows_keep_their_order_and_columns(
     want = Scorer(bundle).predict(table(1000))
     assert np.abs(scored["score"].to_numpy() - want).max() < 1e-6
     assert pq.read_metadata(out).num_row_groups == 4  # 3 full groups, then the rest
+
+
+def test_threads_change_neither_order_nor_scores(
+    bundle: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    files = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            files.append(tmp_path / f"{threads}.parquet")
+            score(bundle, str(rows_file), files[-1], keep=["key"], batch_rows=17)
+            assert torch.get_num_threads() == threads
+            with pytest.raises(InputError, match="row group 2"):
+                score(bundle, Broken(), tmp_path / "broken.parquet")
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert pq.read_table(files[0]).equals(pq.read_table(files[1]))
 
 
 def test_command_line(
@@ -167,7 +187,8 @@ def test_a_killed_job_leaves_no_file(bundle: Path, rows_file: Path, tmp_path: Pa
         "import sys, time, serving.scorer as s\n"
         "honest = s.Scorer.score\n"
         "def score(self, batch):\n"
-        "    print('batch', flush=True)\n"
+        "    sys.stdout.write('batch\\n')  # whole, from any thread\n"
+        "    sys.stdout.flush()\n"
         "    time.sleep(0.2)\n"
         "    return honest(self, batch)\n"
         "s.Scorer.score = score\n"
