@@ -13,7 +13,7 @@ With one lookup per field and fields as blocks, ``p_i = 1 / n_i``: ``d_i = D (n_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -66,8 +66,9 @@ class MixedDimConfig(TableConfig):
     """``alpha``: 0 keeps all widths, 1 gives every block the same number of floats; or ``budget``:
     the smallest alpha that fits (neither: 0.3). ``blocks``: popularity blocks of huge fields.
     ``power_of_two``: widths are rounded to the nearest one not above ``embedding_dim``.
-    ``min_dim``: the narrowest width (4 for tables in torchrec). Tables and projections start from
-    Xavier's uniform distribution.
+    ``min_dim``: the narrowest width (4 for tables in torchrec). ``init``: ``xavier``, tables and
+    projections alike, as published; or ``orthonormal``: tables from N(0, init_std^2), projections
+    with orthonormal rows, so that vectors start and move as those of a full table do.
     """
 
     method: Literal["mixed_dim"]
@@ -75,6 +76,7 @@ class MixedDimConfig(TableConfig):
     blocks: dict[str, BlockConfig] = Field(default_factory=dict)
     power_of_two: bool = True
     min_dim: PositiveInt = 1
+    init: Literal["xavier", "orthonormal"] = "xavier"
 
     @model_validator(mode="after")
     def _fits(self) -> MixedDimConfig:
@@ -217,7 +219,9 @@ class MixedDim(TableMethod):
         for table, width in enumerate(self._tables):
             sizes = [b.rows for b, w in zip(self.blocks, self.widths, strict=True) if w == width]
             rows = sum(sizes) + (table in zeros)
-            fill = partial(_fill_xavier, sizes=sizes)
+            fill: Callable[[Tensor], object] = partial(_fill_xavier, sizes=sizes)
+            if self.config.init == "orthonormal":
+                fill = partial(nn.init.normal_, std=self.config.init_std)
             specs.append(
                 TableSpec(f"width_{width}", rows, self._scaled(width, dim), fill, table in zeros)
             )
@@ -251,6 +255,7 @@ class MixedDim(TableMethod):
             sizes=[[block.rows for block in group] for group in blocks],
             places=[[(k, blocks[k].index(b)) for k, _, b in parts] for parts in of_field],
             singles=sum(field.kind == "categorical" for field in self.fields),
+            orthonormal=self.config.init == "orthonormal",
         )
 
 

@@ -13,10 +13,13 @@ class Projections(nn.Module):
     **Shape:** (..., n, d), blocks (n,) -> (..., n, D).
     """
 
-    def __init__(self, *, blocks: int, width: int, dim: int) -> None:
+    def __init__(self, *, blocks: int, width: int, dim: int, orthonormal: bool) -> None:
         super().__init__()
         bound = sqrt(6 / (width + dim))  # Xavier, for each block on its own
         self.weight = nn.Parameter(torch.empty(blocks, width, dim).uniform_(-bound, bound))
+        if orthonormal:
+            for block in self.weight.detach():
+                nn.init.orthogonal_(block)
 
     def forward(self, vectors: Tensor, blocks: Tensor) -> Tensor:
         weight = self.weight.index_select(0, blocks)  # (n, d, D)
@@ -52,10 +55,13 @@ class ProjectRows(nn.Module):
         sizes: Sequence[Sequence[int]],
         places: Sequence[Sequence[Tuple[int, int]]],
         singles: int,
+        orthonormal: bool,
     ) -> None:
         super().__init__()
         self.projections = nn.ModuleList(
-            WholeWidth() if width == dim else Projections(blocks=len(rows), width=width, dim=dim)
+            WholeWidth()
+            if width == dim
+            else Projections(blocks=len(rows), width=width, dim=dim, orthonormal=orthonormal)
             for width, rows in zip(widths, sizes, strict=True)
         )
         self._sizes = [list(rows) for rows in sizes]

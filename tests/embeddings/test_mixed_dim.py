@@ -178,3 +178,14 @@ def test_l2_of_all_rows_is_that_of_the_vectors() -> None:
     before = [p.detach().clone() for p in layer.penalised()]
     optimizers.step()  # no gradient: the optimiser adds no L2 of its own
     assert all(torch.equal(a, b) for a, b in zip(before, layer.penalised(), strict=True))
+
+
+def test_orthonormal_start_is_that_of_a_full_table() -> None:
+    """Vectors start at N(0, init_std^2) times an isometry: their norm is their table row's."""
+    tree = {"method": "mixed_dim", "embedding_dim": 16, "alpha": 0.4, "init": "orthonormal"}
+    layer = build(tree, fields((10, 400, 3000)))[1]["main"]
+    for weight in layer.combine.parameters():
+        for block in weight:
+            torch.testing.assert_close(block @ block.T, torch.eye(len(block)), atol=1e-5, rtol=0)
+    for store in layer.tables:
+        assert store.weight.std() == pytest.approx(1e-4, rel=0.1)
