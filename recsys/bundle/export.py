@@ -95,7 +95,7 @@ def export_verified(
 
 
 def script(graph: ServingGraph) -> torch.jit.ScriptModule:
-    """TorchScript of a serving graph in evaluation mode. The attention kernel compiles its own loops apart."""
+    """TorchScript of a serving graph in evaluation mode."""
     with warnings.catch_warnings():
         # Deprecated upstream, still what loads with torch alone, and what Triton takes.
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.*")
