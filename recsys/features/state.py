@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -67,8 +68,10 @@ class Features:
 
     @cached_property
     def _encoder(self) -> FeatureEncoder:
-        # Kept, because building the tables of vocabularies takes about half a second a million ids.
-        return FeatureEncoder(routes=[self._route(spec) for spec in self.fields])
+        # Kept, because building the tables of vocabularies takes about half a second a million ids;
+        # in threads, because numpy works on them without the interpreter lock.
+        with ThreadPoolExecutor() as pool:
+            return FeatureEncoder(routes=list(pool.map(self._route, self.fields)))
 
     def save(self, folder: str | Path) -> None:
         """Writes ``features.json`` and ``features.safetensors`` into an existing or new folder."""
