@@ -80,7 +80,8 @@ class Scorer:
         """Probabilities (B,) float32 of an encoded batch, by one call of the graph."""
         # Without the profiling executor: its first two calls in a process cost as much as scoring
         # 20,000 rows (AutoInt), and what it then finds to optimise is 3 %.
-        with torch.inference_mode(), torch.jit.optimized_execution(False):
+        plain = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+        with torch.inference_mode(), plain:
             scores = self.bundle.graph(batch.ids, batch.floats, batch.lists, batch.lengths)
         return scores.numpy()
 
