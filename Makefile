@@ -3,7 +3,7 @@ DEVICE ?= cpu
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready-$(DEVICE)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 # torch, fbgemm and torchrec are built for each other: these versions go together.
 TORCH := torch==2.13.0
