@@ -10,7 +10,7 @@ Layout of encoded ids: 0 is null (and the padding of lists), then
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 from torch import nn
@@ -19,6 +19,7 @@ from recsys.features.base import Collector, FeatureBase, State
 from recsys.features.counting import HashCollector, VocabularyCollector
 from recsys.features.hashing import salt
 from recsys.features.lookup import HashLookup, OpenIds, VocabularyLookup
+from recsys.types import FieldSpec
 
 
 class IdOptions(FeatureBase):
@@ -81,7 +82,29 @@ class ListOptions(IdOptions):
     occur only in histories get rows too.
     """
 
+    type: Literal["bag", "sequence"]
     shares: str | None = None
+    pooling: Literal["sum", "mean"]
+    max_length: PositiveInt | None = None
+    remedy: ClassVar[str] = "give a list column of integers or text"
+
+    @property
+    def keep_last(self) -> int | None:
+        """The last ``max_length`` elements count."""
+        return self.max_length
+
+    def spec(self, name: str, state: State) -> FieldSpec:
+        """A list field over its own or the shared id space."""
+        counts = state.get("counts")
+        return FieldSpec(
+            name=name,
+            kind=self.type,
+            num_ids=None if counts is None else len(counts),
+            counts=counts,
+            shares=self.shares,
+            pooling=self.pooling,
+            max_length=self.max_length,
+        )
 
     @model_validator(mode="after")
     def _shared_options(self) -> Self:
