@@ -47,7 +47,8 @@ class Target(NamedTuple):
     group: Tensor
 
 
-FieldKind = Literal["categorical", "numeric", "bag", "sequence"]
+FieldKind = Literal["categorical", "numeric", "bag", "sequence", "generated"]
+"""``generated``: vectors that a model computes (FGCNN's new features); no column, no rows."""
 
 
 @dataclass(frozen=True)

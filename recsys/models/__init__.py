@@ -5,7 +5,9 @@ optimiser, path or metric. To add one: one file, one line in each list below, on
 
 Each entry of `MODELS` is a module class with, beside ``forward``: ``Config``, its frozen config;
 ``tables(config, embedding_dim)``, the embedding layers it asks for as name -> width;
-``__init__(config, fields, layers)``; ``example()``, a tiny config for the laws.
+``__init__(config, fields, layers)``; ``example()``, a tiny config for the laws. A model that is
+trained by more than its logits has ``loss(batch, target) -> scalar`` (FinalNet's distillation);
+the others get the weighted cross-entropy of their logits.
 """
 
 from __future__ import annotations
@@ -14,25 +16,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from recsys.models.autoint import AutoInt, AutoIntConfig
-from recsys.models.dcnv2 import DCNv2, DCNv2Config
-from recsys.models.deepfm import DeepFM, DeepFMConfig
-from recsys.models.dnn import DNN, DNNConfig
-from recsys.models.fm import FactorizationMachine, FMConfig
-from recsys.models.lr import LR, LRConfig
+from recsys.models.classifiers import CLASSIFIERS, ClassifierConfig
 
 MODELS: dict[str, type[Any]] = {
-    "lr": LR,
-    "fm": FactorizationMachine,
-    "dnn": DNN,
-    "deepfm": DeepFM,
-    "dcnv2": DCNv2,
-    "autoint": AutoInt,
+    **CLASSIFIERS,
 }
 
 ModelConfig = Annotated[
-    LRConfig | FMConfig | DNNConfig | DeepFMConfig | DCNv2Config | AutoIntConfig,
+    ClassifierConfig,
     Field(discriminator="name"),
 ]
 
-__all__ = ["MODELS", "ModelConfig"]
+__all__ = ["CLASSIFIERS", "MODELS", "ModelConfig"]

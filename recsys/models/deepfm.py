@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
-from recsys.layers import FM, MLP, Activation
-from recsys.types import Batch, FieldSpec, FrozenConfig
+from recsys.layers import FM
+from recsys.models.deep import DeepConfig
+from recsys.types import Batch, FieldSpec
 
 
-class DeepFMConfig(FrozenConfig):
-    """``dropout``: probability of dropping a hidden unit."""
+class DeepFMConfig(DeepConfig):
+    """The keys of `DeepConfig`."""
 
     name: Literal["deepfm"] = "deepfm"
-    hidden_units: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 64, 64)
-    activation: Activation = "relu"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    batch_norm: bool = False
 
 
 class DeepFM(nn.Module):
@@ -46,14 +42,7 @@ class DeepFM(nn.Module):
         self.embedding = layers["embedding"]
         self.pairs = FM()
         self.bias = nn.Parameter(torch.zeros(1))
-        self.mlp = MLP(
-            input_dim=len(fields) * layers["embedding"].dim,
-            hidden_units=config.hidden_units,
-            activation=config.activation,
-            dropout=config.dropout,
-            batch_norm=config.batch_norm,
-            output_dim=1,
-        )
+        self.mlp = config.mlp(len(fields) * layers["embedding"].dim)
 
     @staticmethod
     def tables(config: DeepFMConfig, embedding_dim: int) -> dict[str, int]:  # noqa: ARG004

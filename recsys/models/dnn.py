@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
-from recsys.layers import MLP, Activation
-from recsys.types import Batch, FieldSpec, FrozenConfig
+from recsys.models.deep import DeepConfig
+from recsys.types import Batch, FieldSpec
 
 
-class DNNConfig(FrozenConfig):
-    """``dropout``: probability of dropping a hidden unit."""
+class DNNConfig(DeepConfig):
+    """The keys of `DeepConfig`."""
 
     name: Literal["dnn"] = "dnn"
-    hidden_units: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 64, 64)
-    activation: Activation = "relu"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    batch_norm: bool = False
 
 
 class DNN(nn.Module):
@@ -39,14 +34,7 @@ class DNN(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = layers["embedding"]
-        self.mlp = MLP(
-            input_dim=len(fields) * layers["embedding"].dim,
-            hidden_units=config.hidden_units,
-            activation=config.activation,
-            dropout=config.dropout,
-            batch_norm=config.batch_norm,
-            output_dim=1,
-        )
+        self.mlp = config.mlp(len(fields) * layers["embedding"].dim)
 
     @staticmethod
     def tables(config: DNNConfig, embedding_dim: int) -> dict[str, int]:  # noqa: ARG004

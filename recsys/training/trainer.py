@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recsys.embeddings import EmbeddingLayer
+from recsys.layers.losses import cross_entropy
 from recsys.settings import TrainConfig
 from recsys.training.checkpoint import (
     Checkpoint,
@@ -31,6 +31,8 @@ from recsys.training.progress import Bar, Reporter, SilentReporter
 from recsys.training.schedule import Schedule
 from recsys.training.tracking import NullTracker, Tracker
 from recsys.types import Batch, InputError, Target
+
+Loss = Callable[[Batch, Target], Tensor]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Trainer:
         self._log_every = log_every
         self._reporter: Reporter = reporter or SilentReporter()
         self._layers = [m for m in model.modules() if isinstance(m, EmbeddingLayer)]
+        # A model that is trained by more than its logits (FinalNet) brings its own loss.
+        self._loss: Loss = getattr(model, "loss", self._cross_entropy)
         self._best: dict[str, Tensor] = {}
         self._stop = False
 
@@ -137,6 +141,10 @@ class Trainer:
     def predict(self, rows: Rows) -> Predictions:
         """Scores and targets of ``rows`` under the present weights."""
         return predict(self.model, rows, batch_size=self.config.batch_size, device=self.device)
+
+    def _cross_entropy(self, batch: Batch, target: Target) -> Tensor:
+        logits: Tensor = self.model(batch)
+        return cross_entropy(logits, target.label, target.weight)
 
     # -- phases and epochs ---------------------------------------------------------------------
 
@@ -190,10 +198,9 @@ class Trainer:
         self._optimizers.zero_grad()
         bf16 = self.config.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            logits = self.model(to_device(batch, self.device)).float()
-        label, weight = target.label.to(self.device), target.weight.to(self.device)
-        losses = F.binary_cross_entropy_with_logits(logits, label, weight, reduction="sum")
-        loss = losses / weight.sum().clamp_min(1e-12)
+            loss = self._loss(
+                to_device(batch, self.device), Target(*(part.to(self.device) for part in target))
+            )
         total = loss
         for layer in self._layers:
             total = total + layer.penalty()
