@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from pipelines import cli_look
+from pipelines.cli_shared import (
+    AsJson,
+    CacheFolder,
+    ConfigFile,
+    DataRoot,
+    Overrides,
+    RunsFolder,
+    reporter,
+    show,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,23 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="CTR and recommendation models with embedding tables under a byte budget.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
-app.add_typer(config_app, name="config")
-
-ConfigFile = Annotated[Path, typer.Argument(help="YAML file of one complete run.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="KEY=VALUE, for example train.max_epochs=3.")
-]
-DataRoot = Annotated[
-    str, typer.Option(envvar="RECSYS_DATA_ROOT", help="Folder that data paths are relative to.")
-]
-RunsFolder = Annotated[Path, typer.Option("--out", help="Folder of runs (checkpoints, bundles).")]
-CacheFolder = Annotated[
-    Path | None, typer.Option("--cache", help="Folder of encoded data. Default: OUT/cache.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-TrackingUri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI.")]
-DEFAULT_URI = "sqlite:///mlflow.db"
+app.add_typer(cli_look.app)
 
 
 @app.command()
@@ -44,8 +39,8 @@ def demo(
     """Synthetic log -> two tracked runs -> verified bundles -> a scored Parquet file."""
     from pipelines import demo as pipeline
 
-    result = pipeline.run(folder, rows=rows, reporter=_reporter())
-    _print(result, as_json, pipeline.render)
+    result = pipeline.run(folder, rows=rows, reporter=reporter())
+    show(result, as_json, pipeline.render)
 
 
 @app.command()
@@ -62,8 +57,8 @@ def train(
     from recsys.config import load_config
 
     run_config = load_config(config, overrides or ())
-    result = pipeline.run(run_config, root=data_root, out=out, cache=cache, reporter=_reporter())
-    _print(result, as_json, pipeline.render)
+    result = pipeline.run(run_config, root=data_root, out=out, cache=cache, reporter=reporter())
+    show(result, as_json, pipeline.render)
 
 
 @app.command()
@@ -83,9 +78,9 @@ def evaluate(
     from pipelines import evaluate as pipeline
 
     result = pipeline.run(
-        bundle, data=data, split=split, root=data_root, slices=slices or (), reporter=_reporter()
+        bundle, data=data, split=split, root=data_root, slices=slices or (), reporter=reporter()
     )
-    _print(result, as_json, pipeline.render)
+    show(result, as_json, pipeline.render)
 
 
 @app.command()
@@ -98,7 +93,7 @@ def export(
     """Re-export a bundle from its manifest, features and weights, and verify it."""
     from pipelines import export as pipeline
 
-    _print(pipeline.run(bundle, out, root=data_root), as_json, lambda r: f"verified: {r['bundle']}")
+    show(pipeline.run(bundle, out, root=data_root), as_json, lambda r: f"verified: {r['bundle']}")
 
 
 @app.command()
@@ -120,73 +115,7 @@ def score(
         "rows_per_second": report.rows / max(report.seconds, 1e-9),
         "out": str(out),
     }
-    _print(result, as_json, lambda r: f"{r['rows']:,} rows scored in {r['seconds']:.1f} s -> {out}")
-
-
-@app.command()
-def compare(
-    runs: Annotated[
-        list[str] | None, typer.Argument(help="Run ids or names; default: all.")
-    ] = None,
-    experiment: Annotated[str | None, typer.Option(help="All runs of this experiment.")] = None,
-    uri: TrackingUri = DEFAULT_URI,
-    split: Annotated[str, typer.Option(help="valid or test.")] = "test",
-    out: Annotated[Path | None, typer.Option(help="Folder for overlay plots.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Runs side by side, with AUC differences and their confidence intervals."""
-    from pipelines import compare as pipeline
-
-    result = pipeline.run(runs or [], experiment=experiment, uri=uri, split=split, out=out)
-    _print(result, as_json, pipeline.render)
-
-
-@app.command()
-def ui(
-    uri: TrackingUri = DEFAULT_URI,
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
-) -> None:
-    """Start the MLflow UI on the store of the runs."""
-    from pipelines import ui as pipeline
-
-    pipeline.run(uri, port)
-
-
-@app.command()
-def models(as_json: AsJson = False) -> None:
-    """The model zoo."""
-    from recsys.models import MODELS
-
-    result = {name: _first_line(kind) for name, kind in MODELS.items()}
-    _print(result, as_json, _lines)
-
-
-@app.command()
-def embeddings(as_json: AsJson = False) -> None:
-    """The table methods."""
-    from recsys.embeddings import EMBEDDINGS
-
-    result = {name: _first_line(kind) for name, kind in EMBEDDINGS.items()}
-    _print(result, as_json, _lines)
-
-
-@config_app.command("show")
-def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Check a config and print it with every default filled in."""
-    import yaml
-
-    from recsys.config import load_config
-
-    tree = load_config(config, overrides or ()).model_dump(mode="json")
-    typer.echo(yaml.safe_dump(tree, sort_keys=False).rstrip())
-
-
-@config_app.command("schema")
-def config_schema() -> None:
-    """Print the JSON schema of configs, for editors."""
-    from recsys.config import RunConfig
-
-    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+    show(result, as_json, lambda r: f"{r['rows']:,} rows scored in {r['seconds']:.1f} s -> {out}")
 
 
 def main() -> None:
@@ -210,31 +139,6 @@ def main() -> None:
 def _fail(error: object, *, code: int) -> None:
     sys.stderr.write(f"recsys: {' '.join(str(error).split())}\n")
     sys.exit(code)
-
-
-def _reporter() -> Any:
-    from recsys.training.progress import ConsoleReporter
-
-    return ConsoleReporter()
-
-
-def _print(result: Any, as_json: bool, render: Any) -> None:
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 160  # a pipe has no width; tables should not be cut
-    Console(highlight=False, soft_wrap=True, width=width).print(render(result))
-
-
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
-
-
-def _lines(entries: dict[str, str]) -> str:
-    width = max(map(len, entries))
-    return "\n".join(f"{name:<{width}}  {line}" for name, line in entries.items())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""Verbs that look at what is there: runs, models, table methods, configs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli_shared import DEFAULT_URI, AsJson, ConfigFile, Overrides, TrackingUri, show
+
+app = typer.Typer()
+config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
+app.add_typer(config_app, name="config")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Run ids or names; default: all.")
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="All runs of this experiment.")] = None,
+    uri: TrackingUri = DEFAULT_URI,
+    split: Annotated[str, typer.Option(help="valid or test.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="Folder for overlay plots.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs side by side, with AUC differences and their confidence intervals."""
+    from pipelines import compare as pipeline
+
+    result = pipeline.run(runs or [], experiment=experiment, uri=uri, split=split, out=out)
+    show(result, as_json, pipeline.render)
+
+
+@app.command()
+def ui(
+    uri: TrackingUri = DEFAULT_URI,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+) -> None:
+    """Start the MLflow UI on the store of the runs."""
+    from pipelines import ui as pipeline
+
+    pipeline.run(uri, port)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """The model zoo."""
+    from recsys.models import MODELS
+
+    result = {name: _first_line(kind) for name, kind in MODELS.items()}
+    show(result, as_json, _lines)
+
+
+@app.command()
+def embeddings(as_json: AsJson = False) -> None:
+    """The table methods."""
+    from recsys.embeddings import EMBEDDINGS
+
+    result = {name: _first_line(kind) for name, kind in EMBEDDINGS.items()}
+    show(result, as_json, _lines)
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Check a config and print it with every default filled in."""
+    import yaml
+
+    from recsys.config import load_config
+
+    tree = load_config(config, overrides or ()).model_dump(mode="json")
+    typer.echo(yaml.safe_dump(tree, sort_keys=False).rstrip())
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of configs, for editors."""
+    from recsys.config import RunConfig
+
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+def _lines(entries: dict[str, str]) -> str:
+    width = max(map(len, entries))
+    return "\n".join(f"{name:<{width}}  {line}" for name, line in entries.items())
