@@ -62,6 +62,42 @@ def train(
 
 
 @app.command()
+def benchmark(
+    configs: Annotated[list[Path], typer.Argument(help="YAML files of complete runs.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per config, from its own on.")] = 3,
+    overrides: Overrides = None,
+    published: Annotated[
+        Path | None, typer.Option(help="YAML of CONFIG: {auc, logloss, source}.")
+    ] = None,
+    data_root: DataRoot = ".",
+    out: RunsFolder = Path("runs"),
+    cache: CacheFolder = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    report: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Configs x seeds: mean and spread of test metrics beside published values; resumable."""
+    from pipelines import benchmark as pipeline
+
+    result = pipeline.run(
+        configs,
+        seeds=seeds,
+        overrides=overrides or (),
+        published=published,
+        root=data_root,
+        out=out,
+        cache=cache,
+        workers=workers,
+        report=report,
+        command=" ".join(["recsys", *sys.argv[1:]]),
+        reporter=reporter(),
+    )
+    show(result, as_json, pipeline.render)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     data: Annotated[

@@ -37,9 +37,11 @@ def run(
     root: str = ".",
     out: Path = Path("runs"),
     cache: Path | None = None,
+    parent: str | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
-    """Runs ``config``; returns ``{run_id, bundle, metrics, memory, seconds, rows_per_second}``.
+    """Runs ``config``, tracked as nested under run ``parent`` if there is one; returns
+    ``{run_id, bundle, metrics, memory, parameters, epochs, steps, seconds, rows_per_second}``.
 
     The run's folder is ``out/NAME-FINGERPRINT``: a checkpoint there from an interrupted run of the
     same config is continued, and the bundle is written there.
@@ -55,6 +57,7 @@ def run(
         config.name,
         params=config.model_dump(mode="json"),
         tags={"model": config.model.name, "embedding": config.embedding.method},
+        parent=parent,
         resume=saved.state["run_id"] if saved is not None else None,
     )
     try:
@@ -103,6 +106,7 @@ def _finish(
     if trained.history:
         tracker.log_figure(plots.curves(trained.history, config.name), "plots/curves.png")
     memory = asdict(prepared.assembly.memory())
+    parameters = sum(p.numel() for p in trainer.model.parameters())
     rate = trained.rows_per_second
     _log_finals(tracker, metrics, memory, rate, trained.steps)
     trainer.model.to("cpu")
@@ -133,6 +137,7 @@ def _finish(
         "bundle": str(folder / "bundle"),
         "metrics": metrics,
         "memory": memory,
+        "parameters": parameters,
         "epochs": len(trained.history) or config.train.max_epochs,
         "steps": trained.steps,
         "rows_per_second": rate,

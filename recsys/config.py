@@ -61,8 +61,11 @@ class RunConfig(FrozenConfig):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that decides the result of the run (not of where it is tracked)."""
-        tree = self.model_dump(mode="json", exclude={"tracking", "export"})
+        """Digest of everything that decides the result of the run (not of where it is tracked).
+
+        Keys that are not set do not count, so that a new optional key leaves old digests alone.
+        """
+        tree = self.model_dump(mode="json", exclude={"tracking", "export"}, exclude_none=True)
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

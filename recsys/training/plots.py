@@ -179,6 +179,25 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "Training") -> F
     return figure
 
 
+def spread(groups: Mapping[str, tuple[Sequence[float], float | None]], title: str) -> Figure:
+    """One line of dots per name (a metric over seeds), its mean, and the published value."""
+    figure = Figure(figsize=(_SIZE[0] + 1.5, 1.2 + 0.32 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    _dress(axes, title, "", "")
+    ranked = sorted(groups.items(), key=lambda item: float(np.mean(item[1][0])))
+    for place, (_, (values, published)) in enumerate(ranked):
+        axes.plot(values, [place] * len(values), "o", color=_COLORS[0], alpha=0.5, markersize=5)
+        axes.plot(np.mean(values), place, "|", color=_COLORS[0], markersize=14, markeredgewidth=2)
+        if published is not None:
+            axes.plot(published, place, "x", color=_COLORS[1], markersize=7)
+    axes.plot([], [], "o", color=_COLORS[0], alpha=0.5, label="one seed")
+    axes.plot([], [], "|", color=_COLORS[0], markersize=10, label="mean")
+    axes.plot([], [], "x", color=_COLORS[1], label="published")
+    axes.set_yticks(range(len(ranked)), [name for name, _ in ranked])
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
 def _single(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()

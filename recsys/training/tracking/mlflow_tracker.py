@@ -78,12 +78,14 @@ class MlflowTracker:
         *,
         params: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
         resume: str | None = None,
     ) -> str | None:
         assert self._run is None, "one tracker records one run at a time"
         try:
             with quiet():
-                run = self._create(name, tags or {}) if resume is None else self._reopen(resume)
+                known = {**(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
+                run = self._create(name, known) if resume is None else self._reopen(resume)
                 self._log_params(run, flatten(params))
                 self._client.log_dict(run, environment(), "environment.json")
                 self._start_monitor(run, resume is not None)

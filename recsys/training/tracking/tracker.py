@@ -36,9 +36,11 @@ class Tracker(Protocol):
         *,
         params: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
         resume: str | None = None,
     ) -> str | None:
-        """Opens a run called ``name``, or reopens run ``resume``; returns its id.
+        """Opens a run called ``name``, nested under run ``parent`` if there is one, or reopens run
+        ``resume``; returns its id.
 
         ``params`` may be nested; it is stored flat with dotted names (see `flatten`).
         """
@@ -93,6 +95,7 @@ class NullTracker:
         *,
         params: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
         resume: str | None = None,
     ) -> str | None:
         return None

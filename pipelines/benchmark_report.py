@@ -1,0 +1,113 @@
+"""The table of a benchmark: one row per config, as Markdown and on the terminal."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from serving.errors import InputError
+
+Result = dict[str, Any]
+
+BEGIN, END = "<!-- recsys benchmark -->", "<!-- end of recsys benchmark -->"
+
+
+def summary(label: str, done: Mapping[int, Result], published: Mapping[str, Any]) -> Result:
+    """Mean, standard deviation and values of test metrics over ``done``, the results by seed."""
+    row: Result = {"config": label, "seeds": sorted(done)}
+    for metric in ("auc", "gauc", "logloss"):
+        values = [result["metrics"]["test"].get(metric) for result in done.values()]
+        if None in values:
+            continue
+        row[metric] = statistics.fmean(values)
+        row[f"{metric}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+        row[f"{metric}_values"] = values
+    first = next(iter(done.values()))
+    return row | {
+        "published_auc": published.get("auc"),
+        "published_logloss": published.get("logloss"),
+        "source": published.get("source"),
+        "parameters": first["parameters"],
+        "stored_bytes": first["memory"]["stored_bytes"],
+        **{
+            key: statistics.fmean(result[key] for result in done.values())
+            for key in ("epochs", "seconds", "rows_per_second")
+        },
+    }
+
+
+def markdown(rows: Sequence[Result], command: str) -> str:
+    """The table, under the command that made it."""
+    head = (
+        "| config | seeds | test AUC | published | difference | logloss | published | parameters "
+        "| table bytes | epochs | seconds |"
+    )
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    for row in rows:
+        auc, paper = row["auc"], row["published_auc"]
+        cells = [
+            f"`{row['config']}`",
+            str(len(row["seeds"])),
+            _spread(row, "auc"),
+            "" if paper is None else f"{paper:.4f}",
+            "" if paper is None else f"{auc - paper:+.4f}",
+            _spread(row, "logloss"),
+            "" if row["published_logloss"] is None else f"{row['published_logloss']:.4f}",
+            f"{row['parameters']:,}",
+            f"{row['stored_bytes']:,}",
+            f"{row['epochs']:.0f}",
+            f"{row['seconds']:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    sources = sorted({row["source"] for row in rows if row["source"]})
+    notes = [f"Published: {'; '.join(sources)}."] if sources else []
+    made = [f"    {command}", ""] if command else []
+    return "\n".join([*made, *lines, "", "Mean ± standard deviation over the seeds.", *notes])
+
+
+def _spread(row: Result, metric: str) -> str:
+    sd = row[f"{metric}_sd"]
+    return f"{row[metric]:.5f}" + ("" if sd is None else f" ± {sd:.5f}")
+
+
+def read_report(report: Path) -> tuple[str, str]:
+    """What stands before and after the table of a page; nothing for a new page."""
+    if not report.exists():
+        return "", "\n"
+    old = report.read_text(encoding="utf-8")
+    if BEGIN not in old or END not in old:
+        raise InputError(f"report {report}: has no lines {BEGIN} and {END}; choose another")
+    return old[: old.index(BEGIN)], old[old.index(END) + len(END) :]
+
+
+def write_report(report: Path, table: str) -> None:
+    """Writes ``table`` to a page of its own, or in place of the last one in an existing page."""
+    before, after = read_report(report)
+    temporary = report.with_name(report.name + ".partial")
+    temporary.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    temporary.replace(report)
+
+
+def render(result: Result) -> Table:
+    """One line per config."""
+    table = Table()
+    for title in ("config", "seeds", "test AUC", "published", "logloss", "bytes", "seconds"):
+        table.add_column(title, justify="left" if title == "config" else "right")
+    for row in result["rows"]:
+        paper = row["published_auc"]
+        table.add_row(
+            row["config"],
+            str(len(row["seeds"])),
+            _spread(row, "auc"),
+            "" if paper is None else f"{paper:.4f} ({row['auc'] - paper:+.4f})",
+            _spread(row, "logloss"),
+            f"{row['stored_bytes']:,}",
+            f"{row['seconds']:.0f}",
+        )
+    if result["failed"]:
+        table.caption = "failed:\n" + "\n".join(result["failed"])
+    return table

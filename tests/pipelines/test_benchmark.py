@@ -1,0 +1,125 @@
+"""Configs x seeds: numbers, resuming, workers, the report."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from pipelines import benchmark
+from pipelines.benchmark_report import BEGIN, END
+from recsys.data.synthetic import PlantedLog, write_log
+from recsys.types import InputError
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> PlantedLog:
+    return write_log(tmp_path_factory.mktemp("log"), rows=1500, eval_rows=600, seed=1)
+
+
+def config(folder: Path, log: PlantedLog, stem: str, **changes: Any) -> Path:
+    path = folder / f"{stem}.yaml"
+    tree = {
+        "name": stem,
+        "seed": 5,
+        "data": {"train": str(log.train), "valid": str(log.valid), "test": str(log.test)},
+        "features": {"site": {"type": "categorical"}, "item": {"type": "categorical"}},
+        "embedding": {"method": "full", "embedding_dim": 4},
+        "model": {"name": "lr"},
+        "train": {"batch_size": 256, "max_epochs": 2, "learning_rate": 0.02},
+        "tracking": {"uri": None},
+    }
+    tree["data"]["label"] = "label"
+    path.write_text(yaml.safe_dump(tree | changes))
+    return path
+
+
+def test_the_table_is_the_mean_over_seeds_beside_what_is_published(
+    tmp_path: Path, log: PlantedLog
+) -> None:
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    tracking = {"uri": store, "experiment": "grid", "register_model": False}
+    configs = [config(tmp_path, log, "lr", tracking=tracking)]
+    configs.append(config(tmp_path, log, "fm", model={"name": "fm"}, tracking=tracking))
+    published = tmp_path / "published.yaml"
+    published.write_text("fm: {auc: 0.75, logloss: 0.5, source: a paper}\n")
+    report = tmp_path / "RESULTS.md"
+    report.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    out = tmp_path / "runs"
+    result = benchmark.run(
+        configs, seeds=2, published=published, out=out, report=report, command="recsys benchmark"
+    )
+
+    rows = {row["config"]: row for row in result["rows"]}
+    assert list(rows) == ["lr", "fm"]
+    for label, row in rows.items():
+        saved = [json.loads(f.read_text()) for f in sorted((out / "benchmark").glob(f"{label}-s*"))]
+        aucs = [one["metrics"]["test"]["auc"] for one in saved]
+        assert row["seeds"] == [5, 6]
+        assert len(set(aucs)) == 2, "two seeds give two results"
+        assert row["auc"] == pytest.approx(sum(aucs) / 2)
+        assert row["auc_sd"] == pytest.approx(statistics.stdev(aucs))
+    text = report.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n    recsys benchmark\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    difference = rows["fm"]["auc"] - 0.75
+    assert f"| 0.7500 | {difference:+.4f} |" in text
+    assert "Published: a paper." in text
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("grid")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.run_name for run in parents] == ["benchmark"]
+    nested = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parents[0].info.run_id}
+    assert sorted(run.info.run_name or "" for run in nested) == ["fm", "fm", "lr", "lr"]
+    plots = {file.path for file in client.list_artifacts(parents[0].info.run_id, "plots")}
+    assert plots == {"plots/benchmark.png"}
+
+
+def test_what_is_done_is_not_done_again_and_workers_change_nothing(
+    tmp_path: Path, log: PlantedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [config(tmp_path, log, "lr")]
+    alone = benchmark.run(configs, seeds=2, out=tmp_path / "one")
+    both = benchmark.run(configs, seeds=2, out=tmp_path / "two", workers=2)
+    assert both["rows"][0]["auc_values"] == alone["rows"][0]["auc_values"]
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(benchmark.train, "run", forbidden)
+    again = benchmark.run(configs, seeds=2, out=tmp_path / "one")
+    assert again["rows"] == alone["rows"]
+
+
+def test_one_bad_run_does_not_cost_the_others(tmp_path: Path, log: PlantedLog) -> None:
+    bad = config(tmp_path, log, "bad", features={"nowhere": {"type": "categorical"}})
+    result = benchmark.run([bad, config(tmp_path, log, "lr")], seeds=1, out=tmp_path / "runs")
+    assert [row["config"] for row in result["rows"]] == ["lr"]
+    assert len(result["failed"]) == 1
+    assert "nowhere" in result["failed"][0]
+
+
+def test_bad_input_is_one_line(tmp_path: Path, log: PlantedLog) -> None:
+    path = config(tmp_path, log, "lr")
+    with pytest.raises(InputError, match="given twice"):
+        benchmark.run([path, path], out=tmp_path)
+    no_test = {"train": str(log.train), "label": "label"}
+    with pytest.raises(InputError, match="needs data"):
+        benchmark.run([config(tmp_path, log, "no_test", data=no_test)], out=tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("a page of another kind\n")
+    runs = tmp_path / "runs"
+    with pytest.raises(InputError, match="has no lines"):
+        benchmark.run([path], seeds=1, out=runs, report=page)
+    assert not runs.exists(), "found out before anything ran"
+    assert page.read_text() == "a page of another kind\n"
