@@ -44,6 +44,49 @@ def demo(
 
 
 @app.command()
+def histories(
+    train: Annotated[str, typer.Option(help="Parquet of the train split, the source of events.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new splits.")],
+    user: Annotated[str, typer.Option(help="Column of the user.")],
+    item: Annotated[str, typer.Option(help="Column of the item.")],
+    time: Annotated[str, typer.Option(help="Column of the time.")],
+    valid: Annotated[str | None, typer.Option(help="Parquet of the valid split.")] = None,
+    test: Annotated[str | None, typer.Option(help="Parquet of the test split.")] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="Also a history of this column of an item.")
+    ] = None,
+    items: Annotated[
+        str | None, typer.Option(help="Parquet with the attributes, one row per item.")
+    ] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME or 'NAME: COLUMN >= VALUE', which events it holds."),
+    ] = None,
+    length: Annotated[int, typer.Option(help="Most recent events that are kept.")] = 50,
+    data_root: DataRoot = ".",
+    as_json: AsJson = False,
+) -> None:
+    """Add history columns: what the user did before each row, from the train split only."""
+    from pipelines import histories as pipeline
+
+    splits = {"train": train, "valid": valid, "test": test}
+    result = pipeline.run(
+        {name: paths for name, paths in splits.items() if paths is not None},
+        out,
+        user=user,
+        item=item,
+        time_column=time,
+        attributes=attribute or (),
+        items=items,
+        histories=history or ("history",),
+        length=length,
+        root=data_root,
+        reporter=reporter(),
+    )
+    show(result, as_json, pipeline.render)
+
+
+@app.command()
 def train(
     config: ConfigFile,
     overrides: Overrides = None,

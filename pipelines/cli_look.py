@@ -8,7 +8,23 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli_shared import DEFAULT_URI, AsJson, ConfigFile, Overrides, TrackingUri, show
+from pipelines.cli_shared import (
+    DEFAULT_URI,
+    AsJson,
+    ConfigFile,
+    Overrides,
+    TrackingUri,
+    reporter,
+    show,
+)
+
+BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
+RawRows = Annotated[
+    str, typer.Argument(metavar="DATA", help="Parquet file, folder, glob or URL of raw rows.")
+]
+RunUri = Annotated[
+    str | None, typer.Option("--uri", help="MLflow store where the picture joins the bundle's run.")
+]
 
 app = typer.Typer()
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
@@ -34,6 +50,51 @@ def compare(
 
 
 @app.command()
+def explain(
+    bundle: BundleFolder,
+    data: RawRows,
+    rows: Annotated[int, typer.Option(min=1, help="Rows, evenly spread over DATA.")] = 10_000,
+    out: Annotated[
+        list[Path] | None, typer.Option(help="FILE.png: averaged maps; FILE.parquet: of each row.")
+    ] = None,
+    uri: RunUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attention maps of AutoInt: which field looks at which, per row and averaged."""
+    from pipelines import explain as pipeline
+
+    result = pipeline.run(bundle, data, rows=rows, out=out or (), uri=uri, reporter=reporter())
+    show(result, as_json, pipeline.render)
+
+
+@app.command()
+def importance(
+    bundle: BundleFolder,
+    data: RawRows,
+    rows: Annotated[int, typer.Option(min=1, help="Rows, evenly spread over DATA.")] = 20_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Shuffles of each column.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffles.")] = 0,
+    out: Annotated[list[Path] | None, typer.Option(help="FILE.png: the bars.")] = None,
+    uri: RunUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """What shuffling each column costs in AUC and logloss, with confidence intervals; any model."""
+    from pipelines import importance as pipeline
+
+    result = pipeline.run(
+        bundle,
+        data,
+        rows=rows,
+        repeats=repeats,
+        seed=seed,
+        out=out or (),
+        uri=uri,
+        reporter=reporter(),
+    )
+    show(result, as_json, pipeline.render)
+
+
+@app.command()
 def ui(
     uri: TrackingUri = DEFAULT_URI,
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
@@ -46,11 +107,10 @@ def ui(
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """The model zoo."""
-    from recsys.models import MODELS
+    """The model zoo: papers, parameters at a standard shape, and what each model needs."""
+    from pipelines import models as pipeline
 
-    result = {name: _first_line(kind) for name, kind in MODELS.items()}
-    show(result, as_json, _lines)
+    show(pipeline.run(), as_json, pipeline.render)
 
 
 @app.command()

@@ -16,6 +16,8 @@ from recsys.data import splits
 from recsys.features import Features
 from serving.bundle import FEATURES, WEIGHTS, read_manifest
 
+_RECORDED = ("name", "run_id", "config", "metrics", "memory", "selection")
+
 
 def run(bundle: Path, out: Path, *, root: str = ".") -> dict[str, Any]:
     """Rebuilds the modules from manifest, features and weights, exports and verifies them.
@@ -25,7 +27,10 @@ def run(bundle: Path, out: Path, *, root: str = ".") -> dict[str, Any]:
     manifest = read_manifest(bundle)
     config = parse_config(manifest["config"], where=f"config in {bundle}")
     features = Features.load(bundle / FEATURES)
-    assembly = build(config, features).finalise()
+    assembly = build(config, features)
+    if assembly.selection is not None:
+        assembly.selection.assume(manifest["selection"])
+    assembly = assembly.finalise()
     graph = ServingGraph(encoder=assembly.encoder, id_map=assembly.id_map, model=assembly.model)
     load_model(graph, bundle / WEIGHTS)
     raw = splits(config.data, root)
@@ -35,7 +40,7 @@ def run(bundle: Path, out: Path, *, root: str = ".") -> dict[str, Any]:
         assembly.id_map,
         features.inputs,
         out,
-        manifest={key: manifest[key] for key in ("name", "run_id", "config", "metrics", "memory")},
+        manifest={key: manifest[key] for key in _RECORDED if key in manifest},
         features=features,
         rows=first_rows(raw.valid or raw.train, features.inputs, config.export.verify_rows),
         tolerance=config.export.tolerance,

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from recsys.bundle import export_verified
 from recsys.config import RunConfig
 from recsys.training import plots
 from recsys.training.checkpoint import load_checkpoint
+from recsys.training.explanations import log_attention
 from recsys.training.prediction import Predictions
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import Tracker, open_tracker
@@ -56,7 +57,7 @@ def run(
     tracker.start(
         config.name,
         params=config.model_dump(mode="json"),
-        tags={"model": config.model.name, "embedding": config.embedding.method},
+        tags=_tags(config),
         parent=parent,
         resume=saved.state["run_id"] if saved is not None else None,
     )
@@ -72,7 +73,8 @@ def run(
             reporter=reporter,
         )
         _log_inputs(tracker, prepared)
-        trained = trainer.fit(prepared.train, prepared.valid)
+        phases = prepared.assembly.phases()
+        trained = trainer.fit(prepared.train, prepared.valid, phases)
         result = _finish(config, prepared, trainer, trained, tracker, folder)
         result["seconds"] = time.perf_counter() - started
         tracker.log_json(result, "result.json")
@@ -103,14 +105,30 @@ def _finish(
             predictions = trainer.predict(rows)
             metrics[split] = predictions.metrics()
             _log_predictions(tracker, predictions, split, config.name)
-    if trained.history:
-        tracker.log_figure(plots.curves(trained.history, config.name), "plots/curves.png")
-    memory = asdict(prepared.assembly.memory())
-    parameters = sum(p.numel() for p in trainer.model.parameters())
+    for phase, history in trained.phases.items():
+        suffix, title = "", config.name
+        if len(trained.phases) > 1:
+            suffix, title = f"_{phase}", f"{config.name}, {phase}"
+        if history:
+            tracker.log_figure(plots.curves(history, title), f"plots/curves{suffix}.png")
     rate = trained.rows_per_second
-    _log_finals(tracker, metrics, memory, rate, trained.steps)
+    training_bytes = prepared.assembly.memory().training_bytes
     trainer.model.to("cpu")
+    log_attention(
+        tracker,
+        trainer.model,
+        prepared.valid or prepared.train,
+        [field.name for field in prepared.features.fields],
+        title=config.name,
+        seed=config.seed,
+    )
     assembly = prepared.assembly.finalise()
+    # what is served, but for what training took
+    memory = asdict(replace(assembly.memory(), training_bytes=training_bytes))
+    parameters = sum(p.numel() for p in assembly.model.parameters())
+    selection = prepared.assembly.selection
+    kept = {} if selection is None else {"selection": selection.report()}
+    _log_finals(tracker, metrics, memory, rate, trained.steps)
     source = prepared.raw.valid or prepared.raw.train
     rows = first_rows(source, prepared.features.inputs, config.export.verify_rows)
     report = export_verified(
@@ -125,6 +143,7 @@ def _finish(
             "config": config.model_dump(mode="json"),
             "metrics": metrics,
             "memory": memory,
+            **kept,
         },
         features=prepared.features,
         rows=rows,
@@ -137,6 +156,7 @@ def _finish(
         "bundle": str(folder / "bundle"),
         "metrics": metrics,
         "memory": memory,
+        **kept,
         "parameters": parameters,
         "epochs": len(trained.history) or config.train.max_epochs,
         "steps": trained.steps,
@@ -156,6 +176,11 @@ def first_rows(source: Source, inputs: Sequence[InputField], count: int) -> pa.T
                 break
     schema = batches[0].schema if batches else pa.schema([source.schema.field(c) for c in columns])
     return pa.Table.from_batches(batches, schema).slice(0, count)
+
+
+def _tags(config: RunConfig) -> dict[str, str]:
+    tags = {"model": config.model.name, "embedding": config.embedding.method}
+    return tags if config.selection is None else {**tags, "selection": config.selection.method}
 
 
 def _log_inputs(tracker: Tracker, prepared: Prepared) -> None:
@@ -218,7 +243,7 @@ def render(result: Result) -> Table:
     memory, verified = result["memory"], result["verified"]
     table.caption = (
         f"tables: {memory['trainable_params']:,} parameters, {memory['stored_bytes']:,} bytes, "
-        f"{memory['lookups_per_row']} lookups a row\n"
+        f"{memory['lookups_per_row']} lookups a row\n{_kept(result)}"
         f"{result['epochs']} epochs, {result['steps']:,} steps, "
         f"{result['rows_per_second']:,.0f} rows/s, {result['seconds']:.0f} s in all\n"
         f"verified on {verified['rows']:,} raw rows, largest difference "
@@ -227,3 +252,10 @@ def render(result: Result) -> Table:
     )
     table.caption_justify = "left"
     return table
+
+
+def _kept(result: Result) -> str:
+    if "selection" not in result:
+        return ""
+    kept, rows = result["selection"]["rows_kept"], result["selection"]["rows"]
+    return f"kept: {kept:,} of {rows:,} rows ({kept / rows:.1%})\n"

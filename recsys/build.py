@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
@@ -13,6 +14,8 @@ from recsys.config import RunConfig
 from recsys.embeddings import EmbeddingLayer, IdMap, build_embeddings
 from recsys.features import FeatureEncoder, Features
 from recsys.models import MODELS
+from recsys.selection import SELECTIONS, Selection
+from recsys.training.phase import Phase
 from recsys.types import MemoryReport
 
 
@@ -23,6 +26,7 @@ class Assembly:
     encoder: FeatureEncoder
     id_map: IdMap
     model: nn.Module
+    selection: Selection | None = None
 
     @property
     def layers(self) -> list[EmbeddingLayer]:
@@ -31,10 +35,23 @@ class Assembly:
 
     def memory(self) -> MemoryReport:
         """Sizes of all tables, those of first-order weights included."""
-        return reduce(add, (layer.memory() for layer in self.layers))
+        total: MemoryReport = reduce(add, (layer.memory() for layer in self.layers))
+        extra = 0 if self.selection is None else self.selection.training_bytes()
+        return replace(total, training_bytes=total.training_bytes + extra)
+
+    def phases(self) -> Sequence[Phase] | None:
+        """What the trainer runs; ``None``: one ordinary phase."""
+        return None if self.selection is None else self.selection.phases()
 
     def finalise(self) -> Assembly:
-        """Puts the serving form of every embedding layer into the model; outputs stay equal."""
+        """Puts the serving form of every embedding layer into the model; outputs stay equal.
+
+        With a selection the tables lose their closed rows, and another id map goes with them: use
+        the modules of the result.
+        """
+        if self.selection is not None:
+            id_map = self.selection.pack(self.model, self.id_map)
+            return Assembly(self.encoder, id_map, self.model)
         for parent in list(self.model.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, EmbeddingLayer):
@@ -49,4 +66,9 @@ def build(config: RunConfig, features: Features) -> Assembly:
     dims = kind.tables(config.model, config.embedding.embedding_dim)
     id_map, layers = build_embeddings(config.embedding, features.fields, dims, train=config.train)
     model = kind(config.model, features.fields, layers)
-    return Assembly(features.encoder(), id_map, model)
+    selection = None
+    if config.selection is not None:
+        chosen = [layer for layer in model.modules() if isinstance(layer, EmbeddingLayer)]
+        kind_of = SELECTIONS[config.selection.method]
+        selection = kind_of(config.selection, chosen, config.train)
+    return Assembly(features.encoder(), id_map, model, selection)

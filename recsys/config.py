@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from recsys.compatibility import check_parts
 from recsys.embeddings import EmbeddingConfig
 from recsys.features import FeatureConfig
 from recsys.models import ModelConfig
+from recsys.selection import SelectionConfig
 from recsys.settings import DataConfig, ExportConfig, TrackingConfig, TrainConfig
 from recsys.types import FrozenConfig, InputError
 
@@ -35,6 +37,7 @@ class RunConfig(FrozenConfig):
     features: Annotated[dict[str, FeatureConfig], Field(min_length=1)]
     embedding: EmbeddingConfig
     model: ModelConfig
+    selection: SelectionConfig | None = None
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
     export: ExportConfig = ExportConfig()
@@ -46,6 +49,12 @@ class RunConfig(FrozenConfig):
             raise ValueError(f"train.monitor {self.train.monitor!r} is no metric{hint}")
         if self.train.monitor == "gauc" and self.data.group is None:
             raise ValueError("train.monitor gauc needs data.group, the column of the user")
+        check_parts(self.features, self.model, self.train)
+        if self.selection is not None and self.train.store == "torchrec":
+            raise ValueError(
+                "train.store torchrec keeps optimiser state inside its tables, but selection "
+                "starts every phase with fresh optimisers; set train.store torch"
+            )
         for name, feature in self.features.items():
             column = getattr(feature, "column", None) or name
             if column == self.data.label:
@@ -181,16 +190,29 @@ def _child(node: Any, part: Any) -> Any:
         return _bare(found.annotation) if found is not None else None
     if get_origin(node) is dict:
         return _bare(get_args(node)[1])
+    if get_origin(node) is tuple:
+        return _bare(get_args(node)[0])
     if _is_union(node):
-        for option in get_args(node):
-            for info in getattr(option, "model_fields", {}).values():
+        for option in _options(node):
+            for info in option.model_fields.values():
                 if get_origin(info.annotation) is Literal and part in get_args(info.annotation):
                     return option
     return None
 
 
+def _options(node: Any) -> list[Any]:
+    """The choices of a union, those of unions inside it among them and ``None`` not; of any other
+    type, itself."""
+    if get_origin(node) is Annotated:
+        return _options(get_args(node)[0])
+    if get_origin(node) in (Union, types.UnionType):
+        return [option for choice in get_args(node) for option in _options(choice)]
+    return [] if node is types.NoneType else [node]
+
+
 def _bare(node: Any) -> Any:
-    return get_args(node)[0] if get_origin(node) is Annotated else node
+    options = _options(node)
+    return options[0] if len(options) == 1 else node
 
 
 def _is_config(node: Any) -> bool:
@@ -198,7 +220,5 @@ def _is_config(node: Any) -> bool:
 
 
 def _is_union(node: Any) -> bool:
-    node = _bare(node)
-    if get_origin(node) not in (Union, types.UnionType):
-        return False
-    return all(_is_config(option) for option in get_args(node))
+    options = _options(node)
+    return len(options) > 1 and all(_is_config(option) for option in options)

@@ -68,11 +68,13 @@ class EmbeddingL2(FrozenConfig):
     ``all_rows``: ``(value / 2) * ||W||^2`` over whole tables joins the loss at every step (FuxiCTR,
     BARS); dense tables only. ``touched_rows``: the same gradient on the rows of the batch alone.
     ``decoupled``: AdamW's ``W -= lr * value * W``, on all rows of a dense table and on touched rows
-    of a row-sparse one.
+    of a row-sparse one. ``batch_aware``: ``(value / n_m) * ||w_m||^2`` of every touched row m joins
+    the loss, ``n_m`` its training frequency (DIN); row-sparse tables only, the vectors of numeric
+    fields and projections get none.
     """
 
     value: NonNegative = 0.0
-    mode: Literal["all_rows", "touched_rows", "decoupled"] = "all_rows"
+    mode: Literal["all_rows", "touched_rows", "decoupled", "batch_aware"] = "all_rows"
 
 
 class TrainConfig(FrozenConfig):
@@ -115,6 +117,11 @@ class TrainConfig(FrozenConfig):
             raise ValueError(
                 "train.embedding_l2.mode all_rows moves every row at every step and needs "
                 "embedding_gradient dense (or auto); use mode touched_rows with sparse gradients"
+            )
+        if l2.value > 0 and l2.mode == "batch_aware" and self.embedding_gradient == "dense":
+            raise ValueError(
+                "train.embedding_l2.mode batch_aware moves only the rows of a batch and needs "
+                "embedding_gradient sparse (or auto); use mode all_rows with dense gradients"
             )
         if self.store == "torchrec":
             if self.table_optimizer == "adam" and self.device == "cpu":

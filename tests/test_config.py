@@ -44,6 +44,38 @@ def _write(tmp_path: Path, tree: object) -> Path:
             "embedding.method: unknown value 'unifed'; did you mean 'unified'?",
         ),
         ({"model": {"name": "deepmf"}}, "did you mean 'deepfm'?"),
+        (
+            {"model": {"name": "deepfm", "hiden_units": [4]}},
+            "model.hiden_units: unknown key; did you mean 'hidden_units'?",
+        ),
+        (
+            {"model": {"name": "fgcnn", "chanels": [4]}},
+            "model.chanels: unknown key; did you mean 'channels'?",
+        ),
+        (
+            {"model": {"name": "fgcnn", "classifier": {"name": "deepfm", "hiden_units": [4]}}},
+            "model.classifier.hiden_units: unknown key; did you mean 'hidden_units'?",
+        ),
+        (
+            {"model": {"name": "fgcnn", "classifier": {"name": "deepfn"}}},
+            "model.classifier.name: unknown value 'deepfn'; did you mean 'deepfm'?",
+        ),
+        (
+            {"model": {"name": "fgcnn", "classifier": {"hidden_units": [4]}}},
+            "model.classifier: the key 'name' is missing",
+        ),
+        (
+            {"model": {"name": "fgcnn", "classifier": {"name": "lr"}}},
+            "model: classifier lr reads no field vectors",
+        ),
+        (
+            {"model": {"name": "final_mlp", "gates": {"contxt1": ["user"]}}},
+            "model.gates.contxt1: unknown key; did you mean 'context1'?",
+        ),
+        (
+            {"model": {"name": "din", "histories": [{"candidates": ["item"]}]}},
+            "model.histories.0.candidates: unknown key; did you mean 'candidate'?",
+        ),
         ({"train": {"batch_size": 0}}, "train.batch_size: Input should be greater than 0"),
         ({"train": {"monitor": "acu"}}, "did you mean 'auc'?"),
         ({"train": {"monitor": "gauc"}}, "needs data.group"),

@@ -1,6 +1,6 @@
 """The one embedding layer: rows -> vectors, for every table method and every store."""
 
-from typing import Any, ClassVar, List, Optional, Sequence, Tuple, cast
+from typing import ClassVar, List, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -187,31 +187,37 @@ class EmbeddingLayer(nn.Module):
         return self._train.embedding_l2.value * self.combine.half_square(tables)
 
     @torch.jit.unused
-    def after_step(self, step: int) -> None:
-        """What the method does after optimiser step ``step`` (from 0): nothing."""
-
-    @torch.jit.unused
-    def phases(self) -> Optional[Sequence[Any]]:
-        """Training phases that the method needs; ``None``: an ordinary run."""
-        return None
-
-    @torch.jit.unused
     def finalise(self) -> "EmbeddingLayer":
         """The serving form: plain dense tables with the same numbers, so equal outputs.
 
         Shares memory with this layer where its tables are plain already.
         """
-        final = EmbeddingLayer(
+        return self.over([store.finalise() for store in self.tables])
+
+    @torch.jit.unused
+    def over(
+        self,
+        stores: Sequence[Store],
+        row_map: Optional[nn.Module] = None,
+        extra_index_bytes: int = 0,
+    ) -> "EmbeddingLayer":
+        """The same layer over other stores and, with them, another map from ids to their rows."""
+        layer = EmbeddingLayer(
             method=self._method,
             dim=self.dim,
             combine=self.combine,
-            stores=[store.finalise() for store in self.tables],
-            row_map=self.row_map,
+            stores=stores,
+            row_map=self.row_map if row_map is None else row_map,
             numeric=self.numeric,
             train=self._train,
-            index_bytes=self._index_bytes,
+            index_bytes=self._index_bytes + extra_index_bytes,
         )
-        return final.train(self.training)
+        return layer.train(self.training)
+
+    @torch.jit.unused
+    def slots(self, f: int) -> Tuple[int, ...]:
+        """Table of each lookup of field ``f`` (its place in ``fields``)."""
+        return self._method.slots(f)
 
     @property
     def tables(self) -> List[Store]:

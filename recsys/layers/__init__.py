@@ -1,8 +1,34 @@
 """Building blocks of models: they take plain numbers and know no config."""
 
 from recsys.layers.attention import InteractingLayer
-from recsys.layers.cross import CrossNetV2
+from recsys.layers.bilinear import BilinearInteraction
+from recsys.layers.bilinear_fusion import BilinearFusion
+from recsys.layers.cin import CIN
+from recsys.layers.cross import CrossNet, CrossNetV2
+from recsys.layers.factorized import FactorizedBlock, FieldGate
+from recsys.layers.feature_gate import FeatureGate
 from recsys.layers.fm import FM
+from recsys.layers.mask_block import FieldNorm, MaskBlock
 from recsys.layers.mlp import MLP, Activation
+from recsys.layers.pairs import PairDots, PairProducts
+from recsys.layers.senet import SENET
 
-__all__ = ["FM", "MLP", "Activation", "CrossNetV2", "InteractingLayer"]
+__all__ = [
+    "CIN",
+    "FM",
+    "MLP",
+    "SENET",
+    "Activation",
+    "BilinearFusion",
+    "BilinearInteraction",
+    "CrossNet",
+    "CrossNetV2",
+    "FactorizedBlock",
+    "FeatureGate",
+    "FieldGate",
+    "FieldNorm",
+    "InteractingLayer",
+    "MaskBlock",
+    "PairDots",
+    "PairProducts",
+]

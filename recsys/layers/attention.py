@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.layers.attention_function import Attend
+from recsys.layers.attention_function import Attend, kept_weights
 from recsys.layers.attention_kernel import attend
 
 Residual = Literal["auto", "projected", "none"]
@@ -25,6 +25,8 @@ class InteractingLayer(nn.Module):
       ``projected`` always projects (the paper); ``none`` adds nothing.
     - ``relu_projections``: ReLU on Q, K, V and the projected residual (the official TF code).
     - ``layer_norm``: none, before the final ReLU (FuxiCTR) or after it (official TF).
+    - ``relu``: whether there is a final ReLU; without one there is no layer norm either, and the
+      layer is the attention of a transformer before its output projection.
     - ``dropout``: probability of dropping an attention weight in training.
 
     **Shape** ``(B, F, input_dim) -> (B, F, attention_dim)``.
@@ -45,17 +47,21 @@ class InteractingLayer(nn.Module):
         residual: Residual = "auto",
         relu_projections: bool = False,
         layer_norm: NormPlace = "none",
+        relu: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         assert attention_dim % heads == 0, (attention_dim, heads)
+        assert 0 <= dropout < 1, dropout
         self.heads = heads
         self.attention_dim = attention_dim
         self.head_dim = attention_dim // heads
         self.factor = self.head_dim**-0.5 if scale else 1.0
         self.relu_projections = relu_projections
         self.dropout = dropout
+        assert relu or layer_norm == "none", layer_norm
         self.norm_first = layer_norm == "before_relu"
+        self.relu_last = relu and not self.norm_first  # of what the kernel does
         self.norm = nn.Identity() if layer_norm == "none" else nn.LayerNorm(attention_dim)
         self.add_input = residual == "auto" and input_dim == attention_dim
         self.project_residual = residual != "none" and not self.add_input
@@ -77,31 +83,49 @@ class InteractingLayer(nn.Module):
                 self.factor,
                 self.relu_projections,
                 self.add_input,
-                not self.norm_first,
+                self.relu_last,
             )
         else:
-            mixed = Attend.apply(
-                x,
-                self.weight,
-                self.heads,
-                self.factor,
-                self.relu_projections,
-                self.add_input,
-                not self.norm_first,
-            )
+            mixed = self._attend_with_gradient(x)
         if self.norm_first:
             return self.norm(mixed).relu()  # (B, F, d')
         return self.norm(mixed)  # (B, F, d')
 
     def _fusable(self, x: Tensor) -> bool:
         """Whether the kernel can stand in for the plain operators of the definition."""
-        if x.device.type != "cpu" or (self.training and self.dropout > 0):
+        if x.device.type != "cpu":
             return False
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if self.training and self.dropout > 0:
+                return False
             return not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
         else:
             tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
             return not (torch.compiler.is_compiling() or tracing)
+
+    @torch.jit.unused
+    def _attend_with_gradient(self, x: Tensor) -> Tensor:
+        kept: Optional[Tensor] = None
+        keep = 1.0
+        if self.training and self.dropout > 0:
+            shape = (self.heads, x.shape[0], x.shape[1], x.shape[1])
+            kept, keep = kept_weights(shape, self.dropout)
+        narrow = (
+            torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        )
+        mixed: Tensor = Attend.apply(
+            x,
+            self.weight,
+            kept,
+            self.heads,
+            self.factor,
+            self.relu_projections,
+            self.add_input,
+            self.relu_last,
+            keep,
+            narrow,
+        )
+        return mixed
 
     def forward_with_attention(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         """The output and the weights ``(B, H, F, F)``: ``[b, h, m, k]`` is how much field m
@@ -128,5 +152,5 @@ class InteractingLayer(nn.Module):
         if self.norm_first:
             mixed = self.norm(mixed).relu()
         else:
-            mixed = self.norm(mixed.relu())
+            mixed = self.norm(mixed.relu() if self.relu_last else mixed)
         return mixed, attention  # (B, F, d'), (B, H, F, F)

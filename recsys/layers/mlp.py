@@ -3,17 +3,23 @@
 from collections.abc import Sequence
 from typing import Literal, Optional
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.layers.batch_norm import BatchNorm
+from recsys.layers.dice import Dice
+from recsys.layers.dropout import Dropout
 from recsys.layers.init import linear
 
-Activation = Literal["relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid"]
+__all__ = ["MLP", "Activation", "BatchNorm", "activation_layer"]
+
+Activation = Literal["relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "dice"]
 
 
-def activation_layer(name: Activation) -> nn.Module:
-    """The module of a named activation. Rectifiers work in place: neither Linear nor batch
-    normalisation needs its output again in the backward pass."""
+def activation_layer(name: Activation, units: int) -> nn.Module:
+    """The module of a named activation for (B, units). Rectifiers work in place: neither Linear nor
+    batch normalisation needs its output again in the backward pass."""
+    if name == "dice":
+        return Dice(units)
     layers: dict[str, nn.Module] = {
         "relu": nn.ReLU(inplace=True),
         "leaky_relu": nn.LeakyReLU(inplace=True),
@@ -23,35 +29,6 @@ def activation_layer(name: Activation) -> nn.Module:
         "sigmoid": nn.Sigmoid(),
     }
     return layers[name]
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over rows that also trains on a batch of one row.
-
-    One row has no variance; the last batch of an epoch may still be one row. It is normalised with
-    the running statistics, which it leaves as they are. The fixed momentum needs no batch counter.
-
-    **Shape** ``(B, N) -> (B, N)``.
-
-    **Example**
-
-    >>> import torch
-    >>> BatchNorm(3).train()(torch.ones(1, 3)).shape
-    torch.Size([1, 3])
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        batch_statistics = self.training and input.shape[0] > 1
-        return F.batch_norm(
-            input,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            batch_statistics,
-            0.1,
-            self.eps,
-        )  # (B, N)
 
 
 class MLP(nn.Module):
@@ -86,9 +63,9 @@ class MLP(nn.Module):
             layers.append(linear(width, units))
             if batch_norm:
                 layers.append(BatchNorm(units))
-            layers.append(activation_layer(activation))
+            layers.append(activation_layer(activation, units))
             if dropout > 0:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
             width = units
         if output_dim is not None:
             layers.append(linear(width, output_dim))

@@ -16,6 +16,7 @@ from torch import Tensor
 from recsys.types import InputError
 
 _STATE = "state.json"
+_TENSORS = ("model", "optimizer", "best", "phases", "rng")
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,14 @@ class Checkpoint:
     """Everything that a run needs to go on as if it had never stopped.
 
     ``model`` and ``optimizer``: named tensors. ``best``: the best weights so far, if any epoch was
-    judged. ``rng``: generator states. ``state``: plain JSON (position in the data, schedules,
-    history).
+    judged. ``phases``: what phases keep beside the model. ``rng``: generator states. ``state``:
+    plain JSON (position in the data, schedules, history).
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     best: dict[str, Tensor]
+    phases: dict[str, Tensor]
     rng: dict[str, Tensor]
     state: dict[str, Any]
 
@@ -44,7 +46,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, step: int) -> Path:
     temp = folder / f".writing-{os.getpid()}"
     shutil.rmtree(temp, ignore_errors=True)
     temp.mkdir()
-    for name in ("model", "optimizer", "best", "rng"):
+    for name in _TENSORS:
         tensors = {
             key: value.detach().contiguous() for key, value in getattr(checkpoint, name).items()
         }
@@ -73,10 +75,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     newest = steps[-1]
     try:
         state = json.loads((newest / _STATE).read_text())
-        parts = {
-            name: load_file(newest / f"{name}.safetensors")
-            for name in ("model", "optimizer", "best", "rng")
-        }
+        parts = {name: load_file(newest / f"{name}.safetensors") for name in _TENSORS}
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"checkpoint {newest}: cannot be read ({error}); remove {folder}"

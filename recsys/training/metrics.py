@@ -40,6 +40,7 @@ __all__ = [
     "ece",
     "evaluate",
     "gauc",
+    "group_aucs",
     "logloss",
     "normalised_entropy",
     "pr_auc",
@@ -61,12 +62,25 @@ def gauc(labels: Array, scores: Array, groups: Array, weights: Array | None = No
     Groups of one class have no AUC and are out of both sums (Zhu et al. 2017, "Optimized cost per
     click in Taobao display advertising", https://arxiv.org/abs/1703.02091). NaN if none is left.
     """
+    impressions, aucs = group_aucs(labels, scores, groups, weights)
+    if len(aucs) == 0:
+        return float("nan")
+    return float((impressions * aucs).sum() / impressions.sum())
+
+
+def group_aucs(
+    labels: Array, scores: Array, groups: Array, weights: Array | None = None
+) -> tuple[Array, Array]:
+    """Impressions (G,) and AUC (G,) of every group that has both classes, by rising group.
+
+    Which groups these are does not depend on the scores. None if a score is NaN.
+    """
     positive, score, weight = columns(labels, scores, weights)
     group = np.asarray(groups)
     if group.shape != score.shape:
         raise InputError(f"groups has shape {group.shape}, scores {score.shape}; give one per row")
     if len(score) == 0 or np.isnan(score).any():
-        return float("nan")
+        return np.zeros(0), np.zeros(0)
     if group.dtype == object:
         group = np.unique(group, return_inverse=True)[1]
     order = np.lexsort((score, group))
@@ -83,12 +97,7 @@ def gauc(labels: Array, scores: Array, groups: Array, weights: Array | None = No
     positives = np.add.reduceat(wins, first)
     negatives = np.add.reduceat(losses, first)
     both = (positives > 0) & (negatives > 0)
-    if not both.any():
-        return float("nan")
-    impressions = (positives + negatives)[both]
-    return float(
-        (impressions * won[both] / (positives * negatives)[both]).sum() / impressions.sum()
-    )
+    return (positives + negatives)[both], won[both] / (positives * negatives)[both]
 
 
 def logloss(labels: Array, scores: Array, weights: Array | None = None) -> float:

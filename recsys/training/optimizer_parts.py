@@ -39,12 +39,13 @@ class DenseGroup:
         learning_rate: float,
         weight_decay: float = 0.0,
         l2: EmbeddingL2 | None = None,
+        eps: float | None = None,
     ) -> None:
         self.names = [name for name, _ in params]
         self.params = [param for _, param in params]
         self._lr = self._base_lr = learning_rate
         self._l2 = l2 or EmbeddingL2()
-        self._optimizer = _torch_optimizer(self.params, optimizer, learning_rate, weight_decay)
+        self._optimizer = _torch_optimizer(self.params, optimizer, learning_rate, weight_decay, eps)
 
     def set_lr_scale(self, scale: float) -> None:
         self._lr = self._base_lr * scale
@@ -95,14 +96,25 @@ class SparseTable:
     """One table with row-sparse gradients and its optimiser state."""
 
     def __init__(
-        self, name: str, param: nn.Parameter, *, optimizer: TableOptimizer, train: TrainConfig
+        self,
+        name: str,
+        param: nn.Parameter,
+        *,
+        optimizer: TableOptimizer,
+        train: TrainConfig,
+        frequencies: Tensor | None = None,
     ) -> None:
+        """``frequencies``: (rows,) how often training uses each row, for L2 that is batch-aware."""
         self.params = [param]
         self._name, self._param, self._optimizer = name, param, optimizer
         self._lr = self._base_lr = train.table_learning_rate
         value, mode = train.embedding_l2.value, train.embedding_l2.mode
         self._l2 = value if mode == "touched_rows" else 0.0
         self._decay = value if mode == "decoupled" else 0.0
+        self._pull: Tensor | None = None  # (rows, 1): gradient of (value / n) ||w||^2 over w
+        if frequencies is not None:
+            pull = 2 * value / frequencies.clamp_min(1)
+            self._pull = pull.unsqueeze(1).to(param.device)
         self._state = new_state(param.detach(), optimizer)
         self._gradient: RowGradient | None = None
         self._step = torch.zeros((), dtype=torch.int64)
@@ -111,11 +123,15 @@ class SparseTable:
         self._lr = self._base_lr * scale
 
     def prepare(self) -> list[Tensor]:
-        """Sums duplicate rows; returns the values of touched rows, which `step` then uses."""
+        """Sums duplicate rows and adds batch-aware L2; returns the values of touched rows, which
+        `step` then uses."""
         self._gradient = None
         if self._param.grad is None:
             return []
         self._gradient = coalesce(self._param.grad)
+        if self._pull is not None:
+            rows, values = self._gradient
+            values.addcmul_(self._param.detach()[rows], self._pull[rows])
         return [self._gradient.values]
 
     def step(self) -> None:
@@ -171,16 +187,20 @@ class FusedTable:
 
 
 def _torch_optimizer(
-    params: list[nn.Parameter], optimizer: TableOptimizer, lr: float, weight_decay: float
+    params: list[nn.Parameter],
+    optimizer: TableOptimizer,
+    lr: float,
+    weight_decay: float,
+    eps: float | None,
 ) -> torch.optim.Optimizer:
     if optimizer == "adam":
+        eps = ADAM_EPS if eps is None else eps
         return torch.optim.Adam(
-            params, lr=lr, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=weight_decay, fused=True
+            params, lr=lr, betas=ADAM_BETAS, eps=eps, weight_decay=weight_decay, fused=True
         )
     if optimizer == "adagrad":
-        return torch.optim.Adagrad(
-            params, lr=lr, eps=ADAGRAD_EPS, weight_decay=weight_decay, fused=True
-        )
+        eps = ADAGRAD_EPS if eps is None else eps
+        return torch.optim.Adagrad(params, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
     if optimizer == "sgd":
         return torch.optim.SGD(params, lr=lr, weight_decay=weight_decay, fused=True)
     return RowwiseAdagrad(params, lr)

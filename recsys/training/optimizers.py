@@ -7,29 +7,51 @@ other parameters use ``optimizer``, ``learning_rate`` and ``weight_decay``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
+from recsys.embeddings.frequencies import row_frequencies
 from recsys.embeddings.store import training_bytes
 from recsys.settings import TrainConfig
 from recsys.training.optimizer_parts import DenseGroup, FusedTable, SparseTable
+from recsys.training.sparse_optimizers import TableOptimizer
 from recsys.types import InputError
 
-__all__ = ["Optimizers", "build_optimizers", "training_bytes"]
+__all__ = ["Optimizers", "ParameterGroup", "build_optimizers", "training_bytes"]
+
+Part = DenseGroup | SparseTable | FusedTable
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that a phase moves by a rule of its own: dense gradients, no L2, no decay.
+
+    ``name``: how `Optimizers.step` calls the group; ``network`` and ``tables`` are taken. ``eps``:
+    of Adam and Adagrad; ``None``: theirs.
+    """
+
+    name: str
+    params: Sequence[nn.Parameter]
+    learning_rate: float
+    optimizer: TableOptimizer = "adam"
+    eps: float | None = None
 
 
 class Optimizers:
     """All optimisers of a model behind one handle.
 
-    A step is ``set_lr_scale``, ``zero_grad``, backward, ``clip`` if wanted, ``step``.
+    A step is ``set_lr_scale``, ``zero_grad``, backward, ``clip`` if wanted, ``step``. Each part
+    belongs to a group: ``network``, ``tables`` or one of the phase's own.
     """
 
-    def __init__(self, parts: Sequence[DenseGroup | SparseTable | FusedTable]) -> None:
-        self._parts = list(parts)
+    def __init__(self, parts: Sequence[tuple[str, Part]]) -> None:
+        self._groups = [group for group, _ in parts]
+        self._parts = [part for _, part in parts]
         self._prepared: list[Tensor] | None = None
         self._scale = 1.0
 
@@ -47,23 +69,27 @@ class Optimizers:
             part.set_lr_scale(scale)
 
     @torch.no_grad()
-    def clip(self, norm: float) -> float:
-        """Scales all gradients so that their global 2-norm is at most ``norm``.
+    def clip(self, norm: float, only: Collection[str] | None = None) -> float:
+        """Scales all gradients (of the groups ``only``) so that their global 2-norm is at most
+        ``norm``.
 
         Returns the norm before: over dense gradients and the summed gradients of touched rows,
         L2 terms of ``embedding_l2.mode all_rows`` included.
         """
-        grads = self._prepare()
+        grads = self._prepare(only)
         total = torch.nn.utils.get_total_norm(grads)
         if grads:
             torch._foreach_mul_(grads, torch.clamp(norm / (total + 1e-6), max=1.0))
         return float(total)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Moves every parameter that has a gradient."""
-        self._prepare()
-        for part in self._parts:
+    def step(self, only: Collection[str] | None = None) -> None:
+        """Moves every parameter (of the groups ``only``) that has a gradient.
+
+        Tables in torchrec have moved in the backward pass, whatever ``only`` says.
+        """
+        self._prepare(only)
+        for part in self._chosen(only):
             part.step()
         self._prepared = None
 
@@ -78,16 +104,27 @@ class Optimizers:
             part.load_state(tensors)
         self.set_lr_scale(plain["lr_scale"])
 
-    def _prepare(self) -> list[Tensor]:
+    def _prepare(self, only: Collection[str] | None) -> list[Tensor]:
         if self._prepared is None:
-            self._prepared = [grad for part in self._parts for grad in part.prepare()]
+            self._prepared = [grad for part in self._chosen(only) for grad in part.prepare()]
         return self._prepared
 
+    def _chosen(self, only: Collection[str] | None) -> list[Part]:
+        if only is None:
+            return self._parts
+        assert set(only) <= set(self._groups), f"groups are {self._groups}, not {only}"
+        return [p for g, p in zip(self._groups, self._parts, strict=True) if g in only]
 
-def build_optimizers(model: nn.Module, train: TrainConfig) -> Optimizers:
+
+def build_optimizers(
+    model: nn.Module, train: TrainConfig, groups: Sequence[ParameterGroup] = ()
+) -> Optimizers:
     """The optimisers of all trainable parameters of ``model``, which is on its device already.
 
-    Errors: `InputError` if gradients are to be clipped that the torchrec store never shows.
+    ``groups``: parameters that are moved by rules of their own.
+
+    Errors: `InputError` if gradients are to be clipped that the torchrec store never shows, or if
+    L2 is batch-aware and ids are open.
     """
     layers = [module for module in model.modules() if isinstance(module, EmbeddingLayer)]
     stores = [store for layer in layers for store in layer.tables]
@@ -99,38 +136,60 @@ def build_optimizers(model: nn.Module, train: TrainConfig) -> Optimizers:
         )
     ours = {id(param) for layer in layers for param in layer.parameters()}
     sparse = {id(store.weight) for store in stores if not store.fused and store.sparse}
-    hidden = {id(param) for store in fused for param in store.parameters()}
+    own = {id(param): group.name for group in groups for param in group.params}
+    hidden = {id(param) for store in fused for param in store.parameters()} | own.keys()
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in hidden]
     network = [(name, param) for name, param in named if id(param) not in ours]
     dense = [(n, p) for n, p in named if id(p) in ours and id(p) not in sparse]
-    parts: list[DenseGroup | SparseTable | FusedTable] = []
+    parts: list[tuple[str, Part]] = []
     if network:
-        parts.append(
-            DenseGroup(
-                network,
-                optimizer=train.optimizer,
-                learning_rate=train.learning_rate,
-                weight_decay=train.weight_decay,
-            )
+        part = DenseGroup(
+            network,
+            optimizer=train.optimizer,
+            learning_rate=train.learning_rate,
+            weight_decay=train.weight_decay,
         )
+        parts.append(("network", part))
     in_loss = {id(param) for layer in layers for param in layer.penalised()}
     for l2, group in (
         (train.embedding_l2, [(n, p) for n, p in dense if id(p) not in in_loss]),
         (None, [(n, p) for n, p in dense if id(p) in in_loss]),
     ):
         if group:
-            parts.append(
-                DenseGroup(
-                    group,
-                    optimizer=train.table_optimizer,
-                    learning_rate=train.table_learning_rate,
-                    l2=l2,
-                )
+            part = DenseGroup(
+                group,
+                optimizer=train.table_optimizer,
+                learning_rate=train.table_learning_rate,
+                l2=l2,
             )
+            parts.append(("tables", part))
+    frequencies: dict[int, Tensor] = {}
+    if train.embedding_l2.value > 0 and train.embedding_l2.mode == "batch_aware":
+        for layer in layers:
+            for store, rows in zip(layer.tables, row_frequencies(layer), strict=True):
+                frequencies[id(store.weight)] = rows
     for name, param in named:
         if id(param) in sparse:
-            parts.append(SparseTable(name, param, optimizer=train.table_optimizer, train=train))
+            table = SparseTable(
+                name,
+                param,
+                optimizer=train.table_optimizer,
+                train=train,
+                frequencies=frequencies.get(id(param)),
+            )
+            parts.append(("tables", table))
     for name, module in model.named_modules():
         if any(module is store for store in fused):
-            parts.append(FusedTable(name, module, learning_rate=train.table_learning_rate))
+            parts.append(
+                ("tables", FusedTable(name, module, learning_rate=train.table_learning_rate))
+            )
+    names = {id(param): name for name, param in model.named_parameters()}
+    for chosen in groups:
+        part = DenseGroup(
+            [(names[id(param)], param) for param in chosen.params],
+            optimizer=chosen.optimizer,
+            learning_rate=chosen.learning_rate,
+            eps=chosen.eps,
+        )
+        parts.append((chosen.name, part))
     return Optimizers(parts)

@@ -198,6 +198,17 @@ def spread(groups: Mapping[str, tuple[Sequence[float], float | None]], title: st
     return figure
 
 
+def histogram(values: Array, title: str, x: str, threshold: float | None = None) -> Figure:
+    """How ``values`` (N,) are spread; a line at ``threshold`` with the share above it."""
+    figure, axes = _single(title, x, "Count")
+    axes.hist(values, bins=BINS, color=_COLORS[0], alpha=0.8)
+    if threshold is not None:
+        share = float(np.mean(values > threshold)) if len(values) else 0.0
+        axes.axvline(threshold, color=_COLORS[1], label=f"{share:.1%} above {threshold:.3g}")
+        axes.legend(frameon=False)
+    return figure
+
+
 def _single(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()

@@ -17,10 +17,11 @@ class Schedule:
     """Linear warm-up, then x ``plateau_factor`` after every epoch without a better metric.
 
     With ``patience`` such epochs in a row the phase stops. These are FuxiCTR's rules, so that
-    published settings carry over.
+    published settings carry over. ``reacts``: false keeps the rate and never stops.
     """
 
     config: TrainConfig
+    reacts: bool = True
     plateau_scale: float = 1.0
     bad_epochs: int = 0
     best_value: float | None = None
@@ -47,8 +48,9 @@ class Schedule:
         ):
             self.best_value, self.best_epoch, self.bad_epochs = signed, epoch, 0
             return True
-        self.bad_epochs += 1
-        self.plateau_scale *= self.config.plateau_factor
+        if self.reacts:
+            self.bad_epochs += 1
+            self.plateau_scale *= self.config.plateau_factor
         return False
 
     @property
@@ -57,8 +59,9 @@ class Schedule:
         return self.bad_epochs >= self.config.patience
 
     def state(self) -> dict[str, Any]:
-        """Plain JSON of everything but the config."""
-        return {key: value for key, value in asdict(self).items() if key != "config"}
+        """Plain JSON of everything but the settings."""
+        settings = ("config", "reacts")
+        return {key: value for key, value in asdict(self).items() if key not in settings}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Puts back what `state` returned."""

@@ -9,6 +9,7 @@ independent; with many rows of few users the true interval is wider.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -54,9 +55,21 @@ def auc_difference(labels: Array, a: Array, b: Array, level: float = 0.95) -> Di
 
     Two score columns that rank alike differ by 0 with certainty: bounds 0, p-value 1.
     """
+    return auc_mean_difference(labels, a, [b], level)
+
+
+def auc_mean_difference(
+    labels: Array, a: Array, others: Sequence[Array], level: float = 0.95
+) -> Difference:
+    """The mean of `auc_difference` over ``others``, with one interval for all of it.
+
+    DeLong's variance of the contrast "mean AUC of the others minus AUC of ``a``": the others are
+    correlated, as they score the same rows, and that is counted.
+    """
     wins_a, losses_a = _placements(labels, a)
-    wins_b, losses_b = _placements(labels, b)
-    wins, losses = wins_b - wins_a, losses_b - losses_a
+    placed = [_placements(labels, other) for other in others]
+    wins = np.mean([wins_b - wins_a for wins_b, _ in placed], axis=0)
+    losses = np.mean([losses_b - losses_a for _, losses_b in placed], axis=0)
     if len(wins) == 0 or len(losses) == 0 or np.isnan(wins).any():
         return Difference(math.nan, math.nan, math.nan, math.nan)
     value = float(wins.mean())

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,56 +23,18 @@ from recsys.training.checkpoint import (
     set_rng_state,
 )
 from recsys.training.optimizers import build_optimizers
+from recsys.training.phase import Phase
+from recsys.training.position import Position, TrainResult
 from recsys.training.prediction import Predictions, Rows, predict, to_device
 from recsys.training.progress import Bar, Reporter, SilentReporter
 from recsys.training.schedule import Schedule
+from recsys.training.stopping import Interrupted, StopRequest
 from recsys.training.tracking import NullTracker, Tracker
 from recsys.types import Batch, InputError, Target
 
+__all__ = ["Interrupted", "Phase", "TrainResult", "Trainer"]
+
 Loss = Callable[[Batch, Target], Tensor]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of training with its own optimiser state, schedule and early stopping.
-
-    ``start`` is called once with the model before the phase's first step (to rewind, prune, ...);
-    it must be deterministic, since a resumed run does not repeat it but reads its result.
-    """
-
-    name: str
-    max_epochs: int
-
-    def start(self, model: nn.Module) -> None:
-        """Changes the model in place before the first step."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """``history``: one entry per judged epoch; ``rows_per_second``: training rows over training
-    time, evaluation excluded."""
-
-    history: list[dict[str, float]]
-    steps: int
-    seconds: float
-    rows_per_second: float
-
-
-class Interrupted(RuntimeError):
-    """Training was asked to stop and has saved a checkpoint; the same command goes on."""
-
-
-@dataclass
-class _Position:
-    phase: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0  # of the phase
-    total_steps: int = 0
-    train_seconds: float = 0.0
-    train_rows: int = 0
-    epoch_loss: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 class Trainer:
@@ -83,8 +42,11 @@ class Trainer:
     bit on a CPU.
 
     ``out``: folder for checkpoints, or ``None`` to keep none. ``fingerprint``: digest of the
-    config; a checkpoint of another config or of other data is refused.
+    config; a checkpoint of another config or of other data is refused. It is the
+    `recsys.training.phase.Loop` of its phases.
     """
+
+    train_rows: Rows
 
     def __init__(
         self,
@@ -111,25 +73,30 @@ class Trainer:
         # A model that is trained by more than its logits (FinalNet) brings its own loss.
         self._loss: Loss = getattr(model, "loss", self._cross_entropy)
         self._best: dict[str, Tensor] = {}
-        self._stop = False
+        self._stop = StopRequest()
 
     def fit(
         self, train: Rows, valid: Rows | None = None, phases: Sequence[Phase] | None = None
     ) -> TrainResult:
-        """Runs all phases, leaving the best weights (by ``monitor``) in the model.
+        """Runs all phases, leaving in the model the weights that the last one keeps.
 
+        Without ``phases``: one, ordinary training. Several are tracked as nested runs.
         Errors: `InputError` for an empty train split or a checkpoint that does not belong to this
         run; `Interrupted` after SIGINT or SIGTERM, once the checkpoint is written.
         """
         if len(train) == 0:
             raise InputError("data.train has no rows; nothing can be trained")
-        phases = phases or [Phase("train", self.config.max_epochs)]
+        self._phases = phases or [Phase("train", self.config.max_epochs)]
+        self.train_rows, self._valid = train, valid
         self.model.to(self.device)
         saved = load_checkpoint(self._out) if self._out is not None else None
-        at = _Position() if saved is None else _Position(**saved.state["position"])
-        with self._stoppable():
-            while at.phase < len(phases):
-                at = self._phase(phases[at.phase], at, saved, train, valid)
+        self._at = at = Position() if saved is None else Position(**saved.state["position"])
+        with self._stop.listening():
+            while at.phase < len(self._phases):
+                phase = self._phases[at.phase]
+                nested = len(self._phases) > 1
+                with self._tracker.phase(phase.name) if nested else nullcontext():
+                    self._run(phase, saved)
                 saved = None
         return TrainResult(
             at.history,
@@ -138,63 +105,30 @@ class Trainer:
             at.train_rows / max(at.train_seconds, 1e-9),
         )
 
+    # -- what phases use -----------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one pass over the training rows."""
+        return math.ceil(len(self.train_rows) / self.config.batch_size)
+
+    def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Batch, Target]]:
+        """The shuffled training batches of ``epoch``, without the first ``start``."""
+        size = self.config.batch_size
+        return self.train_rows.batches(
+            size, shuffle=True, seed=self._seed, epoch=epoch, start=start
+        )
+
     def predict(self, rows: Rows) -> Predictions:
         """Scores and targets of ``rows`` under the present weights."""
         return predict(self.model, rows, batch_size=self.config.batch_size, device=self.device)
 
-    def _cross_entropy(self, batch: Batch, target: Target) -> Tensor:
-        logits: Tensor = self.model(batch)
-        return cross_entropy(logits, target.label, target.weight)
-
-    # -- phases and epochs ---------------------------------------------------------------------
-
-    def _phase(
-        self,
-        phase: Phase,
-        at: _Position,
-        saved: Checkpoint | None,
-        train: Rows,
-        valid: Rows | None,
-    ) -> _Position:
-        schedule = Schedule(self.config)
-        if saved is None:
-            phase.start(self.model)
-            self._best = {}
-        self._optimizers = build_optimizers(self.model, self.config)
-        if saved is not None:
-            self._restore(saved, schedule, train)
-            self._reporter.say(f"resuming {phase.name} at step {at.total_steps:,}")
-        while at.epoch < phase.max_epochs and not (valid and schedule.exhausted):
-            self._epoch(phase, at, schedule, train)
-            note = f"epoch {at.epoch + 1}: train loss {at.epoch_loss / max(1, at.batch):.5f}"
-            if valid is not None:
-                note += self._judge(at, schedule, valid)
-            self._reporter.say(note)
-            at.epoch, at.batch, at.epoch_loss = at.epoch + 1, 0, 0.0
-            if at.epoch < phase.max_epochs and not (valid and schedule.exhausted):
-                self._save(at, schedule, train)
-        if self._best:
-            self.model.load_state_dict(self._best)
-        at.history.extend(schedule.history)
-        at.phase, at.epoch, at.batch, at.step = at.phase + 1, 0, 0, 0
-        return at
-
-    def _epoch(self, phase: Phase, at: _Position, schedule: Schedule, train: Rows) -> None:
-        size = self.config.batch_size
-        batches = train.batches(size, shuffle=True, seed=self._seed, epoch=at.epoch, start=at.batch)
-        title = f"{phase.name} {at.epoch + 1}/{phase.max_epochs}"
-        with self._reporter.bar(title, len(train), at.batch * size) as bar:
-            started = time.perf_counter()
-            self.model.train()
-            for batch, target in batches:
-                loss = self._step(batch, target, at, schedule)
-                at.train_rows += len(target.label)
-                at.train_seconds += time.perf_counter() - started
-                self._after_step(loss, at, schedule, train, bar, len(target.label))
-                started = time.perf_counter()
-
-    def _step(self, batch: Batch, target: Target, at: _Position, schedule: Schedule) -> float:
-        self._optimizers.set_lr_scale(schedule.lr_scale(at.step))
+    def descend(
+        self, batch: Batch, target: Target, *, only: Collection[str] | None = None
+    ) -> float:
+        """One gradient step on one batch; see `recsys.training.phase.Loop.descend`."""
+        at, phase = self._at, self._phases[self._at.phase]
+        self._optimizers.set_lr_scale(self._schedule.lr_scale(at.step))
         self._optimizers.zero_grad()
         bf16 = self.config.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
@@ -204,47 +138,106 @@ class Trainer:
         total = loss
         for layer in self._layers:
             total = total + layer.penalty()
+        extra = phase.penalty(self)
+        if extra is not None:
+            total = total + extra
         total.backward()
         if self.config.clip_norm is not None:
-            self._optimizers.clip(self.config.clip_norm)
-        self._optimizers.step()
-        for layer in self._layers:
-            layer.after_step(at.step)
+            self._optimizers.clip(self.config.clip_norm, only)
+        self._optimizers.step(only)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InputError(
-                f"train: the loss is {value} at step {at.total_steps + 1}; lower "
+                f"{phase.name}: the loss is {value} at step {at.total_steps + 1}; lower "
                 "train.learning_rate, set train.clip_norm or standardise the numeric features"
             )
         return value
 
-    def _after_step(
-        self, loss: float, at: _Position, schedule: Schedule, train: Rows, bar: Bar, rows: int
-    ) -> None:
+    def _cross_entropy(self, batch: Batch, target: Target) -> Tensor:
+        logits: Tensor = self.model(batch)
+        return cross_entropy(logits, target.label, target.weight)
+
+    # -- phases and epochs ---------------------------------------------------------------------
+
+    def _run(self, phase: Phase, saved: Checkpoint | None) -> None:
+        at = self._at
+        self._schedule = Schedule(self.config, reacts=phase.early_stopping)
+        self._best = {}
+        if saved is None:
+            phase.start(self)
+        phase.enter(self)
+        self._optimizers = build_optimizers(self.model, self.config, phase.groups(self))
+        if saved is not None:
+            self._restore(saved)
+            self._reporter.say(f"resuming {phase.name} at step {at.total_steps:,}")
+        elif at.phase > 0:
+            self._save()
+        while not self._over(phase):
+            self._epoch(phase)
+            traces = phase.end_epoch(self, at.epoch)
+            note = f"epoch {at.epoch + 1}: train loss {at.epoch_loss / max(1, at.batch):.5f}"
+            if self._valid is not None:
+                note += self._judge(self._valid, keep=phase.keep == "best")
+                self._schedule.history[-1].update(traces)
+            self._tracker.log_metrics(traces, step=at.total_steps)
+            self._reporter.say(note + "".join(f", {k} {v:.5g}" for k, v in traces.items()))
+            at.epoch, at.batch, at.epoch_loss = at.epoch + 1, 0, 0.0
+            if not self._over(phase):
+                self._save()
+        if self._best:
+            self.model.load_state_dict(self._best)
+        for name, figure in phase.end(self).items():
+            self._tracker.log_figure(figure, f"plots/{name}.png")
+        at.history[phase.name] = self._schedule.history
+        at.phase, at.epoch, at.step = at.phase + 1, 0, 0
+
+    def _over(self, phase: Phase) -> bool:
+        stopped = self._valid is not None and self._schedule.exhausted
+        return stopped or self._at.epoch >= phase.max_epochs
+
+    def _epoch(self, phase: Phase) -> None:
+        at = self._at
+        if at.batch == 0:
+            phase.start_epoch(self, at.epoch)
+        title = f"{phase.name} {at.epoch + 1}/{phase.max_epochs}"
+        done = at.batch * self.config.batch_size
+        with self._reporter.bar(title, len(self.train_rows), done) as bar:
+            started = time.perf_counter()
+            self.model.train()
+            for batch, target in phase.batches(self, at.epoch, at.batch):
+                loss = phase.step(self, at.step, batch, target)
+                at.train_rows += len(target.label)
+                at.train_seconds += time.perf_counter() - started
+                self._after_step(loss, bar, len(target.label))
+                started = time.perf_counter()
+
+    def _after_step(self, loss: float, bar: Bar, rows: int) -> None:
+        at = self._at
         at.batch, at.step, at.total_steps = at.batch + 1, at.step + 1, at.total_steps + 1
         at.epoch_loss += loss
         bar.advance(rows, f"loss {at.epoch_loss / at.batch:.4f}")
         if at.total_steps % self._log_every == 0:
-            rate = self.config.learning_rate * schedule.lr_scale(at.step - 1)
+            rate = self.config.learning_rate * self._schedule.lr_scale(at.step - 1)
             self._tracker.log_metrics(
                 {"train/loss": loss, "train/learning_rate": rate}, step=at.total_steps
             )
         every = self.config.checkpoint_steps
-        if self._stop or (every is not None and at.total_steps % every == 0):
-            self._save(at, schedule, train)
-        if self._stop:
+        if self._stop.asked or (every is not None and at.total_steps % every == 0):
+            self._save()
+        if self._stop.asked:
             raise Interrupted(
                 f"stopped at step {at.total_steps:,}; "
                 + ("the same command continues from here" if self._out else "nothing was saved")
             )
 
-    def _judge(self, at: _Position, schedule: Schedule, valid: Rows) -> str:
+    def _judge(self, valid: Rows, *, keep: bool) -> str:
+        at, schedule = self._at, self._schedule
         metrics = self.predict(valid).metrics()
         if self.config.monitor not in metrics:
             raise InputError(f"train.monitor {self.config.monitor!r} was not measured on valid")
         best = schedule.judge(at.epoch, metrics)
         schedule.history[-1]["train_loss"] = at.epoch_loss / max(1, at.batch)
-        if best:
+        if best and keep:
             self._best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         named = {f"valid/{key}": value for key, value in metrics.items() if key != "rows"}
         named["train/epoch_loss"] = schedule.history[-1]["train_loss"]
@@ -253,27 +246,33 @@ class Trainer:
             " (best)" if best else ""
         )
 
-    # -- checkpoints and signals ---------------------------------------------------------------
+    # -- checkpoints ---------------------------------------------------------------------------
 
-    def _save(self, at: _Position, schedule: Schedule, train: Rows) -> None:
+    def _save(self) -> None:
         if self._out is None:
             return
         tensors, plain = self._optimizers.state()
         state: dict[str, Any] = {
             "config": self._fingerprint,
-            "data": train.fingerprint,
-            "position": vars(at),
-            "schedule": schedule.state(),
+            "data": self.train_rows.fingerprint,
+            "position": vars(self._at),
+            "schedule": self._schedule.state(),
             "optimizer": plain,
             "run_id": self._tracker.run_id,
         }
-        checkpoint = Checkpoint(self.model.state_dict(), tensors, self._best, rng_state(), state)
-        save_checkpoint(self._out, checkpoint, step=at.total_steps)
+        phases = {
+            f"{place}.{key}": value
+            for place, phase in enumerate(self._phases[: self._at.phase + 1])
+            for key, value in phase.state().items()
+        }
+        model = self.model.state_dict()
+        checkpoint = Checkpoint(model, tensors, self._best, phases, rng_state(), state)
+        save_checkpoint(self._out, checkpoint, step=self._at.total_steps)
 
-    def _restore(self, saved: Checkpoint, schedule: Schedule, train: Rows) -> None:
+    def _restore(self, saved: Checkpoint) -> None:
         if saved.state["config"] != self._fingerprint:
             raise InputError(f"checkpoint {self._out}: belongs to another config; remove it")
-        if saved.state["data"] != train.fingerprint:
+        if saved.state["data"] != self.train_rows.fingerprint:
             raise InputError(
                 f"checkpoint {self._out}: the training data has changed since; remove the folder "
                 "to start anew"
@@ -281,25 +280,11 @@ class Trainer:
         self.model.load_state_dict(saved.model)
         self._optimizers.load_state(saved.optimizer, saved.state["optimizer"])
         self._best = saved.best
-        schedule.load_state(saved.state["schedule"])
+        for place, phase in enumerate(self._phases[: self._at.phase + 1]):
+            prefix = f"{place}."
+            mine = {
+                k.removeprefix(prefix): v for k, v in saved.phases.items() if k.startswith(prefix)
+            }
+            phase.load_state(mine)
+        self._schedule.load_state(saved.state["schedule"])
         set_rng_state(saved.rng)
-
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask for a stop after the present step; a second SIGINT is at once."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self._stop:
-                signal.default_int_handler(number, frame)
-            self._stop = True
-
-        try:
-            before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # signals belong to the main thread; elsewhere there is nothing to catch
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -1,0 +1,157 @@
+"""Every selection method, around every kind of table and two kinds of model, trains its phases,
+loses its closed rows and is served as it was trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from recsys.build import Assembly, build
+from recsys.bundle import ServingGraph, export_verified
+from recsys.config import parse_config
+from recsys.data import encoded, splits
+from recsys.models import MODELS
+from recsys.selection import SELECTIONS
+from recsys.testing import World, world
+from recsys.testing.models import check_export_equals_eager, check_script_equals_eager
+from recsys.testing.world import shake
+from recsys.training.trainer import Trainer
+from serving.scorer import Scorer
+
+METHODS: dict[str, dict[str, Any]] = {
+    "optfs": {"method": "optfs", "strength": 0.5, "gate_step": 0.6, "search_epochs": 3},
+    "magnitude": {"method": "magnitude", "keep": 0.5},
+}
+TABLES: dict[str, dict[str, Any]] = {
+    "full": {"method": "full", "embedding_dim": 8},
+    "hash": {"method": "hash", "embedding_dim": 8, "compression": 0.7},
+    "unified": {"method": "unified", "embedding_dim": 8, "lookups": 2, "rows": 40},
+    "mixed_dim": {
+        "method": "mixed_dim",
+        "embedding_dim": 8,
+        "alpha": 0.3,
+        "blocks": {"item": {"cuts": [0.4]}},  # tables with a zero row, several slots a field
+    },
+}
+MODEL_NAMES = ("deepfm", "autoint")
+
+
+def test_every_method_has_a_case() -> None:
+    assert set(METHODS) == set(SELECTIONS)
+
+
+def selected(folder: Path, method: str, table: str, model: str) -> World:
+    """A world whose model is wrapped."""
+    plain = world(folder, model=MODELS[model].example(), embedding=TABLES[table])
+    tree = plain.config.model_dump(mode="json")
+    train = {**tree["train"], "max_epochs": 2, "batch_size": 64, "learning_rate": 0.01}
+    config = parse_config({**tree, "selection": METHODS[method], "train": train})
+    return replace(plain, config=config, assembly=build(config, plain.features))
+
+
+def trained(folder: Path, small: World) -> Assembly:
+    assembly = small.assembly
+    source = splits(small.config.data, str(folder)).train
+    rows = encoded(source, small.features, assembly.id_map, small.config.data, folder / "cache")
+    loop = Trainer(model=assembly.model, config=small.config.train, seed=0)
+    loop.fit(rows, rows, assembly.phases())
+    return assembly
+
+
+@pytest.mark.parametrize("model", MODEL_NAMES)
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("method", METHODS)
+def test_wrapped_model_is_the_plain_one_and_obeys_the_laws(
+    method: str, table: str, model: str, tmp_path: Path
+) -> None:
+    small = selected(tmp_path, method, table, model)
+    plain = build(small.config.model_copy(update={"selection": None}), small.features)
+    assert torch.equal(small.model(small.rows()), plain.model(small.rows()))
+    check_script_equals_eager(small)
+
+
+@pytest.mark.parametrize("model", MODEL_NAMES)
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("method", METHODS)
+def test_trained_packed_and_served(method: str, table: str, model: str, tmp_path: Path) -> None:
+    small = selected(tmp_path, method, table, model)
+    assembly = trained(tmp_path, small)
+    assembly.model.eval()
+    selection = assembly.selection
+    assert selection is not None
+    report, before = selection.report(), assembly.memory()
+    assert 0 < report["rows_kept"] < report["rows"]
+    masked = assembly.model(small.rows())
+
+    final = assembly.finalise()
+    packed = replace(small, assembly=final)
+    assert torch.equal(final.model(packed.rows()), masked)
+    for layer in final.layers:
+        assert sum(len(store.weight) - 1 for store in layer.tables) == report["rows_kept"]
+        assert all(not store.weight[-1].any() for store in layer.tables)
+        for f, field in enumerate(layer.fields):
+            if field.num_ids is not None:
+                assert layer.all_vectors(f).shape == (field.num_ids, layer.dim)
+    assert final.memory().stored_bytes < before.stored_bytes
+    assert final.memory().trainable_params < before.trainable_params
+    verified = export_verified(
+        final.model,
+        final.encoder,
+        final.id_map,
+        small.features.inputs,
+        tmp_path / "bundle",
+        manifest={"memory": final.memory().stored_bytes, "selection": report},
+        features=small.features,
+        rows=small.table,
+    )
+    assert verified.max_abs_diff <= 1e-6  # in a process that has torch alone
+    scores = torch.from_numpy(Scorer(tmp_path / "bundle").predict(small.table))
+    torch.testing.assert_close(scores, torch.sigmoid(masked), atol=1e-6, rtol=0)
+    assert_bytes_on_disk(tmp_path / "bundle" / "weights.safetensors", final)
+
+    # a fresh build that assumes the sizes takes the weights of the bundle
+    again = build(small.config, small.features)
+    assert again.selection is not None
+    again.selection.assume(report)
+    graphs = [ServingGraph(encoder=a.encoder, id_map=a.id_map, model=a.model) for a in (final,)]
+    again = again.finalise()
+    fresh = ServingGraph(encoder=again.encoder, id_map=again.id_map, model=again.model).eval()
+    fresh.load_state_dict(graphs[0].state_dict())
+    assert torch.equal(fresh(*small.raw()), graphs[0].eval()(*small.raw()))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_packed_model_scripts_and_exports(table: str, tmp_path: Path) -> None:
+    """At any batch size, with random rows closed and weights that show differences."""
+    small = selected(tmp_path, "magnitude", table, "deepfm")
+    selection = small.assembly.selection
+    shake(small.model)
+    selection.close(selection.chosen())  # type: ignore[union-attr]
+    packed = replace(small, assembly=small.assembly.finalise())
+    check_script_equals_eager(packed)
+    check_export_equals_eager(packed)
+
+
+def assert_bytes_on_disk(weights: Path, final: Assembly) -> None:
+    """What `memory()` says the tables take is what they take in the file of weights, but for the
+    buffers that are code (salts, offsets) and live in the graph alone."""
+    with safe_open(weights, "pt") as file:
+        held = {
+            name: file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118
+            if "stores" in name or "remap" in name or ".numeric." in name or ".combine." in name
+        }
+    on_disk = sum(t.numel() * t.element_size() for t in held.values())
+    in_graph = {
+        id(buffer): buffer
+        for part in (*final.layers, final.id_map)
+        for name, buffer in part.named_buffers()
+        if not name.endswith("remap")
+    }
+    on_disk += sum(b.numel() * b.element_size() for b in in_graph.values())
+    assert abs(final.memory().stored_bytes - on_disk) <= 0.05 * on_disk
