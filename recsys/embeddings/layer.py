@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from recsys.embeddings.method import TableMethod
 from recsys.embeddings.project import ProjectRows
-from recsys.embeddings.store import Store, training_bytes
+from recsys.embeddings.store import FLOAT_BYTES, Store, training_bytes
 from recsys.settings import TrainConfig
 from recsys.types import FieldSpec, InputError, MemoryReport
 from serving.encode import Batch
@@ -147,6 +147,8 @@ class EmbeddingLayer(nn.Module):
             fetched = sum(group[k] for group in self.counts[1:]) * self._train.batch_size
             touched = min(rows, fetched) if store.sparse else None
             training += training_bytes(rows=rows, width=width, optimizer=optimizer, touched=touched)
+            if self._train.embedding_l2.mode == "batch_aware":
+                training += rows * FLOAT_BYTES  # the frequency of each row
         for part in (self.combine, self.numeric):
             for weight in part.parameters():
                 trained += weight.numel()

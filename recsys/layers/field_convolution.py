@@ -50,11 +50,11 @@ class FieldConvolution(nn.Module):
         self.pooling = pooling
         self.out_fields = math.ceil(fields / pooling)
         self.output_dim = self.out_fields * out_channels
-        # As torch.nn.Conv2d starts, whose fan-in is the window.
+        # As the weight of torch.nn.Conv2d starts, whose fan-in is the window.
         bound = 1 / math.sqrt(in_channels * height)
         self.weight = nn.Parameter(torch.empty(height, in_channels, out_channels))
         nn.init.uniform_(self.weight, -bound, bound)
-        self.norm = BatchNorm(out_channels) if batch_norm else ChannelBias(out_channels, bound)
+        self.norm = BatchNorm(out_channels) if batch_norm else ChannelBias(out_channels)
         place = torch.arange(fields)
         taps = place.unsqueeze(1) - place + height // 2  # (in field, out field): row of the kernel
         taps[(taps < 0) | (taps >= height)] = height  # beyond the window: a row of zeros
@@ -79,14 +79,17 @@ class FieldConvolution(nn.Module):
 
 
 class ChannelBias(nn.Module):
-    """Adds one learned number per channel, drawn from ``[-bound, bound)`` at first.
+    """Adds one learned number per channel, zero at first.
+
+    Embeddings start near zero: a bias away from it would be nearly all that the channels hold, and
+    batch normalisation further on would enlarge the little rest and its own lag in evaluation.
 
     **Shape** ``(N, C, H, W) -> (N, C, H, W)``.
     """
 
-    def __init__(self, channels: int, bound: float) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.bias.view(-1, 1, 1)  # (N, C, H, W)

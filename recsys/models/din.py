@@ -99,6 +99,7 @@ class DIN(nn.Module):
 
     Config = DINConfig
     others: Tensor
+    trimmed: List[bool]  # on the class: TorchScript cannot infer the type of an empty list
 
     def __init__(
         self, config: DINConfig, fields: Sequence[FieldSpec], layers: Mapping[str, EmbeddingLayer]
@@ -112,7 +113,7 @@ class DIN(nn.Module):
         others = [f for f, field in enumerate(fields) if field.name not in used]
         self.register_buffer("others", torch.tensor(others, dtype=torch.int64), persistent=False)
         self.first_list: int = sum(not field.is_list for field in fields)
-        self.trimmed: List[bool] = [field.name in used for field in fields if field.is_list]
+        self.trimmed = [field.name in used for field in fields if field.is_list]
         width = len(others) + sum(len(pair.sequence) for pair in pairs)
         self.mlp = config.mlp(width * dim)
 

@@ -130,6 +130,13 @@ class FGCNN(nn.Module):
         return {**asked, "generation": embedding_dim}
 
     @staticmethod
+    def check(config: FGCNNConfig, fields: Sequence[FieldSpec]) -> None:
+        """Errors: `ValueError` for fields that the classifier cannot work with."""
+        check = getattr(CLASSIFIERS[config.classifier.name], "check", None)
+        if check is not None:
+            check(config.classifier, fields)
+
+    @staticmethod
     def example() -> FGCNNConfig:
         """A tiny config for the laws."""
         return FGCNNConfig(

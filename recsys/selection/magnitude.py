@@ -14,8 +14,9 @@ from torch import Tensor
 
 from recsys.embeddings import EmbeddingLayer
 from recsys.embeddings.frequencies import row_frequencies
+from recsys.selection.gates import RowMask
 from recsys.selection.retrain import Retrain, Snapshot
-from recsys.selection.rows import RowMask, RowSelection
+from recsys.selection.rows import RowSelection
 from recsys.settings import TrainConfig
 from recsys.training import plots
 from recsys.training.phase import Loop, Phase

@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
-from torch.nn import functional as F
 
+from recsys.selection.gates import ValueGates
 from recsys.selection.retrain import Retrain, Snapshot
-from recsys.selection.rows import RowGates, RowSelection
+from recsys.selection.rows import RowSelection
 from recsys.training import plots
 from recsys.training.optimizers import ParameterGroup
 from recsys.training.phase import Loop, Phase
@@ -45,7 +45,6 @@ from recsys.types import FrozenConfig, Metrics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-START = 0.5
 DEFAULT_GATE_STEP = 0.2
 EPS = 1e-20
 
@@ -80,56 +79,6 @@ class OptFSConfig(FrozenConfig):
         if self.paper and self.gate_step is not None:
             raise ValueError("gate_step has no meaning with paper: gates use train.learning_rate")
         return self
-
-
-class ValueGates(RowGates):
-    """``sigmoid(temperature * logits) / sigmoid(0.5)``, or, once ``hard``, 0 or ``open_factor``.
-
-    **Shape:** rows (...) -> (..., 1).
-    """
-
-    temperature: Tensor
-    unit: Tensor
-
-    def __init__(self, rows: int, *, open_factor: float | None) -> None:
-        super().__init__()
-        self.logits = torch.nn.Parameter(torch.full((rows, 1), START))
-        self.register_buffer("temperature", torch.ones(()))
-        self.register_buffer("unit", torch.sigmoid(torch.tensor(START)), persistent=False)
-        self.open_factor: float = float(1 / self.unit) if open_factor is None else open_factor
-        self.hard: bool = False
-
-    def factor(self, logits: Tensor) -> Tensor:
-        """Factors of ``logits``, of the same shape."""
-        if self.hard:
-            return (logits > 0).to(logits.dtype) * self.open_factor
-        return torch.sigmoid(self.temperature * logits) / self.unit
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return self.factor(F.embedding(rows, self.logits))
-
-    @torch.jit.unused
-    def is_open(self) -> Tensor:
-        """(R,) bool: the logit is above the threshold."""
-        return self.logits.detach().squeeze(1) > 0
-
-    @torch.jit.unused
-    def factors(self) -> Tensor:
-        return self.factor(self.logits)
-
-    @torch.jit.unused
-    @torch.no_grad()
-    def set_open(self, kept: Tensor) -> None:
-        """Keeps the logits of rows that already are what they should be."""
-        wrong = self.is_open() != kept
-        self.logits[wrong] = torch.where(kept, START, -START)[wrong].unsqueeze(1)
-        self.harden()
-
-    @torch.jit.unused
-    def harden(self) -> None:
-        """From now on 0 or ``open_factor``, and fixed."""
-        self.hard = True
-        self.logits.requires_grad_(False)
 
 
 class Search(Phase):

@@ -12,88 +12,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, List, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recsys.embeddings import EmbeddingLayer, IdMap
-from recsys.embeddings.store import Store, TorchStore
+from recsys.selection.gates import GatedStore, RowGates
 from recsys.selection.method import Selection
 from recsys.selection.packing import PackedRows
 from recsys.settings import TrainConfig
 from recsys.types import InputError
-
-
-class RowGates(nn.Module):
-    """One factor per row of a table. **Shape:** rows (...) -> (..., 1)."""
-
-    def factors(self) -> Tensor:
-        """The factor of every row, (R, 1); exactly 0 where it is closed for good."""
-        raise NotImplementedError
-
-    def set_open(self, kept: Tensor) -> None:
-        """Opens the rows ``kept`` (R,) bool and closes all others, for good."""
-        raise NotImplementedError
-
-    def harden(self) -> None:
-        """Gates that learn stop learning; the trainer resumes a run behind this point by it."""
-
-
-class GatedStore(Store):
-    """``store(rows) * gate(rows)``; to layers and optimisers it looks like ``store``."""
-
-    __jit_unused_properties__: ClassVar[List[str]] = ["weight"]
-
-    def __init__(self, *, store: Store, gate: RowGates) -> None:
-        super().__init__()
-        self.store = store
-        self.gate = gate
-        self.sparse = store.sparse
-        self.fused = store.fused
-        self.padding = store.padding
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The table under the gates."""
-        return self.store.weight
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return self.store(rows) * self.gate(rows)  # (..., width)
-
-    @torch.jit.unused
-    def finalise(self) -> TorchStore:
-        """The serving form with all rows, gates multiplied in."""
-        weight = self.weight.detach() * self.gate.factors().detach()
-        return TorchStore(weight=weight, sparse=False, zero_row=self.padding >= 0)
-
-    @torch.jit.unused
-    def packed(self, kept: Tensor) -> TorchStore:
-        """The rows ``kept`` (R,), gates multiplied in, then one row of zeros."""
-        weight = self.finalise().weight.detach()[kept]
-        return TorchStore(weight=F.pad(weight, (0, 0, 0, 1)), sparse=False, zero_row=True)
-
-
-class RowMask(RowGates):
-    """Gates that are open (1) or closed (0) and learn nothing."""
-
-    open: Tensor
-
-    def __init__(self, rows: int) -> None:
-        super().__init__()
-        self.register_buffer("open", torch.ones(rows, 1))
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return F.embedding(rows, self.open)
-
-    @torch.jit.unused
-    def factors(self) -> Tensor:
-        return self.open
-
-    @torch.jit.unused
-    def set_open(self, kept: Tensor) -> None:
-        self.open.copy_(kept.unsqueeze(1))
 
 
 class RowSelection(Selection):

@@ -63,7 +63,7 @@ def test_equals_conv2d_norm_tanh_and_pool(
     with torch.no_grad():
         conv.weight.copy_(block.weight.permute(2, 1, 0).unsqueeze(3))
         if conv.bias is not None:
-            conv.bias.copy_(block.norm.bias)
+            block.norm.bias.copy_(conv.bias)
         else:
             block.norm.weight.copy_(torch.tensor([0.5, -2.0, 1.5]))  # a falling channel, too
             norm.weight.copy_(block.norm.weight)
@@ -167,3 +167,4 @@ def test_weights_start_as_those_of_conv2d() -> None:
     block = FieldConvolution(fields=4, in_channels=20, out_channels=50, height=5, pooling=2)
     assert block.weight.abs().max().item() == pytest.approx(0.1, rel=0.01)  # 1 / sqrt(20 * 5)
     assert block.weight.std().item() == pytest.approx(0.1 / math.sqrt(3), rel=0.02)
+    assert not block.norm.bias.any()

@@ -10,6 +10,7 @@ from lookup_double import batch, build
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from recsys.layers.dropout import Dropout
 from recsys.models import MODELS
 from recsys.types import Batch
 
@@ -88,7 +89,7 @@ def test_dropout_reaches_attention_unless_told_otherwise() -> None:
     assert build(autoint(dropout=0.2)).interacting[0].dropout == 0.2
     kept = build(autoint(dropout=0.2, attention_dropout=0.0))
     assert kept.interacting[0].dropout == 0.0
-    assert [m.p for m in kept.modules() if isinstance(m, nn.Dropout)] == [0.2] * 3
+    assert [m.p for m in kept.modules() if isinstance(m, Dropout)] == [0.2] * 3
 
 
 def test_learns_a_planted_xor_and_its_maps_show_the_pair() -> None:

@@ -23,13 +23,13 @@ READS_VECTORS = [
 ]
 
 
-def fgcnn(classifier: str = "pnn", **settings: Any) -> FGCNNConfig:
+def fgcnn(name: str = "pnn", **settings: Any) -> FGCNNConfig:
     small = {
         "channels": (3, 4),
         "kernel_heights": (3, 3),
         "pooling": (2, 2),
         "recombined": (2, 1),
-        "classifier": CLASSIFIERS[classifier].example(),
+        "classifier": CLASSIFIERS[name].example(),
     }
     return FGCNNConfig(**(small | settings))
 
@@ -59,6 +59,14 @@ def test_a_classifier_that_reads_no_vectors_is_refused() -> None:
     assert set(CLASSIFIERS) - set(READS_VECTORS) == {"lr"}
     with pytest.raises(ValidationError, match="classifier lr reads no field vectors"):
         fgcnn("lr")
+
+
+def test_the_classifier_refuses_fields_as_it_would_alone() -> None:
+    gates = {"hidden_units": [8], "context1": ["usr"]}
+    config = fgcnn(classifier={"name": "final_mlp", "gates": gates})
+    with pytest.raises(ValueError, match="usr"):
+        FGCNN.check(config, fields(2, 3))
+    FGCNN.check(fgcnn("pnn"), fields(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +129,7 @@ def test_without_new_features_it_is_its_classifier() -> None:
 
 
 def test_with_silent_new_features_it_is_ipnn_on_the_raw_fields() -> None:
-    model, data = build(fgcnn(classifier="pnn")).eval(), batch(7)
+    model, data = build(fgcnn("pnn")).eval(), batch(7)
     plain = build(PNNConfig(hidden_units=(8, 8))).eval()
     plain.embedding = model.classifier.embedding.embedding
     assert not torch.allclose(model(data), plain(data))

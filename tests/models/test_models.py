@@ -15,6 +15,7 @@ from recsys.types import Batch
 CASES: dict[str, dict[str, Any]] = {
     "lr": {"name": "lr"},
     "fm": {"name": "fm"},
+    "din_without_a_history": {"name": "din", "hidden_units": [8], "activation": "dice"},
     "dnn": {"name": "dnn", "hidden_units": [8], "batch_norm": True, "dropout": 0.1},
     "deepfm": {"name": "deepfm", "hidden_units": [8, 4]},
     "dcnv2": {"name": "dcnv2", "layers": 2, "hidden_units": [8]},

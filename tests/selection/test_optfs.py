@@ -10,7 +10,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from recsys.selection.optfs import OptFSConfig, Search, ValueGates
+from recsys.selection.gates import ValueGates
+from recsys.selection.optfs import OptFSConfig, Search
 from recsys.types import InputError
 
 SEARCH: dict[str, Any] = {"method": "optfs", "strength": 0.1, "search_epochs": 6}

@@ -146,6 +146,16 @@ def test_auto_gradients_are_sparse() -> None:
     assert all(store.sparse for store in layer_of(train).tables)
 
 
+def test_memory_counts_the_frequencies() -> None:
+    modes = ("batch_aware", "touched_rows")
+    aware, touched = (
+        TrainConfig(embedding_l2={"value": 0.1, "mode": mode}, embedding_gradient="sparse")  # type: ignore[arg-type]
+        for mode in modes
+    )
+    more = layer_of(aware).memory().training_bytes - layer_of(touched).memory().training_bytes
+    assert more == 4 * len(COUNTS)
+
+
 def test_what_cannot_work_is_refused() -> None:
     l2 = {"value": 0.1, "mode": "batch_aware"}
     with pytest.raises(ValidationError, match="embedding_gradient sparse"):
