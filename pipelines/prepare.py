@@ -60,5 +60,9 @@ def _features(config: RunConfig, raw: Splits, cache: Path, reporter: Reporter) -
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".features-") as temp:
         features.save(Path(temp) / "features")
-        os.replace(Path(temp) / "features", folder)
+        try:
+            os.replace(Path(temp) / "features", folder)
+        except OSError:  # a run beside this one was first: its state is the same
+            if not folder.is_dir():
+                raise
     return features

@@ -20,9 +20,11 @@ stays where it lowers the loss by more than its share, ``strength / N``. The pub
 then depends on the epsilon, the rate and the number of steps, and on a small log nothing closes.
 Here the gates have an Adam of their own, with an epsilon that no gradient falls below and the rate
 ``gate_step / S`` for S steps an epoch: ``gate_step`` is how far a logit, which starts 0.5 above the
-threshold, can move in one epoch, whatever the batch size. Gates are dense parameters, so the
-penalty meets every row at every step also where tables are trained row-sparse; a row that training
-never sees falls at full rate and closes in ``0.5 / gate_step`` epochs. Gates have no weight decay.
+threshold, can move in one epoch, for any number of steps. (Small batches have noisier gradients,
+and their search takes more epochs to tell small effects from none.) Gates are dense parameters, so
+the penalty meets every row at every step also where tables are trained row-sparse; a row that
+training never sees falls at full rate and closes in ``0.5 / gate_step`` epochs. Gates have no
+weight decay.
 """
 
 from __future__ import annotations

@@ -106,7 +106,24 @@ class RowSelection(Selection):
             "rows": self.total,
             "rows_kept": sum(kept),
             "kept_by_table": kept,
+            "kept_by_field": self.values_kept(),
         }
+
+    def values_kept(self) -> dict[str, list[int]]:
+        """Feature -> how many of its ids have an open row, and how many ids it has.
+
+        Features with open ids, numeric ones and those that share another's rows are left out.
+        """
+        kept, layer = self.kept(), self.layers[0]
+        found = {}
+        for f, field in enumerate(layer.fields):
+            if field.num_ids is None or field.shares is not None or not layer.slots(f):
+                continue
+            ids = torch.arange(field.num_ids, device=layer.order.device)
+            rows = layer.row_map(ids.unsqueeze(-1), f)  # (V, T)
+            hits = [kept[table][rows[:, t].long()] for t, table in enumerate(layer.slots(f))]
+            found[field.name] = [int(torch.stack(hits).any(0).sum()), field.num_ids]
+        return found
 
     def assume(self, report: Mapping[str, Any]) -> None:
         for gate, count in zip(self.gates, report["kept_by_table"], strict=True):

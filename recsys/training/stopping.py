@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(RuntimeError):
     """Training was asked to stop and has saved a checkpoint; the same command goes on."""
 
 

@@ -243,7 +243,7 @@ class Trainer:
         named["train/epoch_loss"] = schedule.history[-1]["train_loss"]
         self._tracker.log_metrics(named, step=at.total_steps)
         return f", valid auc {metrics['auc']:.5f}, logloss {metrics['logloss']:.5f}" + (
-            " (best)" if best else ""
+            " (best)" if best and keep else ""
         )
 
     # -- checkpoints ---------------------------------------------------------------------------

@@ -59,6 +59,7 @@ def test_the_share_is_met_exactly(keep: float) -> None:
     report = made.report()
     assert report["rows"] == 4
     assert report["rows_kept"] == 4 * keep
+    assert report["kept_by_field"] == {"a": [4 * keep, 4]}
 
 
 @pytest.mark.parametrize("restart", ["trained", "initial"])

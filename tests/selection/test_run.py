@@ -1,4 +1,4 @@
-"""A whole run with a selection: tracked phases, packed sizes, a bundle that can be exported anew."""
+"""A whole run with a selection: tracked phases, packed sizes, a bundle to export anew."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_packed_bundle_is_exported_anew(done: tuple[Path, dict[str, Any]]) -> 
 
 def test_torchrec_is_refused_at_config_time() -> None:
     stored = {"store": "torchrec", "embedding_optimizer": "rowwise_adagrad"}
-    with pytest.raises(InputError, match="set train.store torch"):
+    with pytest.raises(InputError, match=r"set train\.store torch"):
         parse_config({**TREE, "train": stored})
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from recsys.training.tracking import MlflowTracker
+from recsys.training.stopping import Interrupted
+from recsys.training.tracking import MlflowTracker, RunStatus
 from recsys.training.tracking.stores import is_outage
 from recsys.types import InputError
 
@@ -43,17 +44,22 @@ def test_resuming_an_unknown_run_is_one_clear_line(uri: str) -> None:
         tracker.start("x", params={}, resume="0123")
 
 
-def test_a_failing_phase_is_marked(uri: str, client: Any) -> None:
+@pytest.mark.parametrize(
+    ("error", "status"), [(ZeroDivisionError, "FAILED"), (Interrupted, "KILLED")]
+)
+def test_a_failing_or_stopped_phase_is_marked(
+    uri: str, client: Any, error: type[Exception], status: RunStatus
+) -> None:
     tracker = MlflowTracker(uri=uri, experiment="failing", system_metrics=False)
     run = tracker.start("x", params={})
-    with pytest.raises(ZeroDivisionError), tracker.phase("search"):
-        raise ZeroDivisionError
-    tracker.finish("FAILED")
+    with pytest.raises(error), tracker.phase("search"):
+        raise error
+    tracker.finish(status)
     parent = client.get_run(run)
     (child,) = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run}'"
     )
-    assert (parent.info.status, child.info.status) == ("FAILED", "FAILED")
+    assert (parent.info.status, child.info.status) == (status, status)
 
 
 def test_a_deleted_experiment_is_one_clear_line(uri: str, client: Any) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from recsys.training.stopping import Interrupted
 from recsys.training.tracking.environment import environment, git_state, user
 from recsys.training.tracking.model import dataset_schema, log_model
 from recsys.training.tracking.stores import (
@@ -173,7 +174,7 @@ class MlflowTracker:
         try:
             yield
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             status = "KILLED"
             raise
         finally:

@@ -1,0 +1,52 @@
+"""The start of every run: what is shared between runs."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipelines import prepare as module
+from recsys.config import parse_config
+from recsys.data.synthetic import write_log
+from recsys.features import Features
+from recsys.training.progress import SilentReporter
+
+
+def test_two_runs_may_fit_the_same_features_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = write_log(tmp_path / "log", rows=400, eval_rows=100, seed=1)
+    config = parse_config(
+        {
+            "name": "shared",
+            "data": {"train": str(log.train), "label": "label"},
+            "features": {"site": {"type": "categorical"}},
+            "embedding": {"method": "full", "embedding_dim": 2},
+            "model": {"name": "lr"},
+        }
+    )
+    both_have_fitted = threading.Barrier(2, timeout=60)
+    save = Features.save
+
+    def save_together(self: Features, folder: str | Path) -> None:
+        save(self, folder)
+        both_have_fitted.wait()
+
+    monkeypatch.setattr(Features, "save", save_together)
+    done: list[str] = []
+
+    def run() -> None:
+        prepared = module.prepare(
+            config, root=".", cache=tmp_path / "cache", reporter=SilentReporter()
+        )
+        done.append(prepared.features.fingerprint)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 2
+    assert done[0] == done[1]
