@@ -60,8 +60,10 @@ def run(
 
     Returns ``{rows: [{config, seeds, auc, auc_sd, logloss, logloss_sd, published_auc,
     published_logloss, source, parameters, stored_bytes, epochs, seconds, rows_per_second}],
-    failed: [...], markdown}``. Finished runs are kept in ``out/benchmark`` and not repeated, and an
-    interrupted one goes on from its checkpoint. ``workers`` processes share the cores evenly.
+    failed: [...], markdown}``: means over the seeds; each metric also has its ``METRIC_values``,
+    and a log with groups has ``gauc``. Finished runs are kept in ``out/benchmark`` and not
+    repeated, and an interrupted one goes on from its checkpoint. ``workers`` processes share the
+    cores evenly.
     ``published``: YAML of ``config: {auc, logloss, source}``. ``report``: Markdown file to write;
     where it exists, only the part between its two `recsys benchmark` comments is replaced.
 
@@ -74,7 +76,7 @@ def run(
         read_report(report)  # a page that cannot take the table must not wait for hours
     folder = out / "benchmark"
     folder.mkdir(parents=True, exist_ok=True)
-    with _parent(jobs, folder) as (parent, tracker):
+    with _Parent(jobs, folder) as (parent, tracker):
         results, failed = _run_all(
             jobs,
             folder,
@@ -122,10 +124,21 @@ def _published(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
         raise InputError(f"published {path}: cannot be read ({error})") from error
     if not isinstance(tree, dict):
         raise InputError(f"published {path}: must be a mapping of config: {{auc, logloss, source}}")
+    for label, values in tree.items():
+        if not isinstance(values, dict) or not values.keys() <= {"auc", "logloss", "source"}:
+            raise InputError(
+                f"published {path}: {label}: must be a mapping of auc, logloss and source"
+            )
+        for key in ("auc", "logloss"):
+            if not isinstance(values.get(key), float | int | None):
+                raise InputError(
+                    f"published {path}: {label}.{key}: {values[key]!r} is no number; give it as "
+                    "0.98 or leave it out"
+                )
     return tree
 
 
-class _parent:
+class _Parent:
     """The run that all runs of one grid are nested under; the same one when the grid goes on."""
 
     def __init__(self, jobs: Sequence[Job], folder: Path) -> None:

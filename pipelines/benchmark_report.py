@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from serving.errors import InputError
@@ -23,18 +23,18 @@ def summary(label: str, done: Mapping[int, Result], published: Mapping[str, Any]
         values = [result["metrics"]["test"].get(metric) for result in done.values()]
         if None in values:
             continue
-        row[metric] = statistics.fmean(values)
-        row[f"{metric}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+        row[metric] = float(np.mean(values))
+        row[f"{metric}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         row[f"{metric}_values"] = values
-    first = next(iter(done.values()))
     return row | {
         "published_auc": published.get("auc"),
         "published_logloss": published.get("logloss"),
         "source": published.get("source"),
-        "parameters": first["parameters"],
-        "stored_bytes": first["memory"]["stored_bytes"],
+        # Selection keeps another number of rows with every seed.
+        "parameters": round(np.mean([r["parameters"] for r in done.values()])),
+        "stored_bytes": round(np.mean([r["memory"]["stored_bytes"] for r in done.values()])),
         **{
-            key: statistics.fmean(result[key] for result in done.values())
+            key: float(np.mean([result[key] for result in done.values()]))
             for key in ("epochs", "seconds", "rows_per_second")
         },
     }

@@ -169,7 +169,7 @@ def write_histories(
 
     With ``items`` the attributes of each row's own item are added too, unless they are there.
     Returns, by history, the mean length and the share of rows without one. Errors: `InputError`
-    for a column that is there already.
+    for a column that is there already, or an attribute that is nowhere.
     """
     added = {
         _column(name, key): pa.list_(values.type)
@@ -177,6 +177,11 @@ def write_histories(
         for key, values in _labelled(made, columns)
     }
     own = [name for name in columns.attributes if name not in source.schema.names]
+    if own and items is None:
+        raise InputError(
+            f"{source.files[0]}: column {own[0]!r} is missing; add it to this split as to train, "
+            "or give a table of items"
+        )
     for name in added:
         if name in source.schema.names:
             raise InputError(

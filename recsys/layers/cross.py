@@ -1,4 +1,4 @@
-"""Cross networks of DCN and DCN-V2."""
+"""Cross networks of DCN, DCN-V2 and GDCN."""
 
 from typing import Optional
 
@@ -98,7 +98,7 @@ class GatedCrossNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         crossed = x
-        for cross, gate in zip(self.crosses, self.gates):  # noqa: B905 (TorchScript)
+        for cross, gate in zip(self.crosses, self.gates, strict=True):
             added = cross(crossed) * gate(crossed).sigmoid()  # (B, N)
             crossed = torch.addcmul(crossed, x, added)  # (B, N)
         return crossed

@@ -95,13 +95,13 @@ class FieldGate(nn.Module):
 
     **Example**
 
-    >>> FieldGate(fields=1)(torch.tensor([[[3.0, 4.0]]])).tolist()
+    >>> FieldGate(num_fields=1)(torch.tensor([[[3.0, 4.0]]])).tolist()
     [[[3.0, 4.0], [3.0, 4.0]]]
     """
 
-    def __init__(self, *, fields: int) -> None:
+    def __init__(self, *, num_fields: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(fields, fields)
+        self.linear = nn.Linear(num_fields, num_fields)
         nn.init.zeros_(self.linear.weight)
         nn.init.ones_(self.linear.bias)
 

@@ -24,7 +24,7 @@ class FeatureGeneration(nn.Module):
     **Example**
 
     >>> generate = FeatureGeneration(
-    ...     fields=5, dim=4, output_dim=4, channels=[6, 7], heights=[3, 3], pooling=[2, 2],
+    ...     num_fields=5, dim=4, output_dim=4, channels=[6, 7], heights=[3, 3], pooling=[2, 2],
     ...     recombined=[2, 1],
     ... )
     >>> generate.features  # ceil(5 / 2) * 2 + ceil(3 / 2) * 1
@@ -36,7 +36,7 @@ class FeatureGeneration(nn.Module):
     def __init__(
         self,
         *,
-        fields: int,
+        num_fields: int,
         dim: int,
         output_dim: int,
         channels: Sequence[int],
@@ -50,10 +50,10 @@ class FeatureGeneration(nn.Module):
         self.features = 0
         self.convolutions = nn.ModuleList()
         self.recombinations = nn.ModuleList()
-        rows, width = fields, 1
+        rows, width = num_fields, 1
         for count, height, pool, new in zip(channels, heights, pooling, recombined, strict=True):
             block = FieldConvolution(
-                fields=rows,
+                num_fields=rows,
                 in_channels=width,
                 out_channels=count,
                 height=height,

@@ -27,7 +27,9 @@ class FieldConvolution(nn.Module):
 
     **Example**
 
-    >>> block = FieldConvolution(fields=5, in_channels=1, out_channels=3, height=3, pooling=2)
+    >>> block = FieldConvolution(
+    ...     num_fields=5, in_channels=1, out_channels=3, height=3, pooling=2
+    ... )
     >>> block(torch.zeros(2, 4, 5)).shape  # 3 groups of fields, 3 channels
     torch.Size([2, 4, 9])
     """
@@ -37,7 +39,7 @@ class FieldConvolution(nn.Module):
     def __init__(
         self,
         *,
-        fields: int,
+        num_fields: int,
         in_channels: int,
         out_channels: int,
         height: int,
@@ -46,16 +48,16 @@ class FieldConvolution(nn.Module):
     ) -> None:
         super().__init__()
         assert height % 2 == 1, height
-        self.fields, self.in_channels, self.out_channels = fields, in_channels, out_channels
+        self.num_fields, self.out_channels = num_fields, out_channels
         self.pooling = pooling
-        self.out_fields = math.ceil(fields / pooling)
+        self.out_fields = math.ceil(num_fields / pooling)
         self.output_dim = self.out_fields * out_channels
         # As the weight of torch.nn.Conv2d starts, whose fan-in is the window.
         bound = 1 / math.sqrt(in_channels * height)
         self.weight = nn.Parameter(torch.empty(height, in_channels, out_channels))
         nn.init.uniform_(self.weight, -bound, bound)
         self.norm = BatchNorm(out_channels) if batch_norm else ChannelBias(out_channels)
-        place = torch.arange(fields)
+        place = torch.arange(num_fields)
         taps = place.unsqueeze(1) - place + height // 2  # (in field, out field): row of the kernel
         taps[(taps < 0) | (taps >= height)] = height  # beyond the window: a row of zeros
         self.register_buffer("taps", taps.flatten(), persistent=False)
@@ -64,7 +66,7 @@ class FieldConvolution(nn.Module):
         band = self._band()  # (F*A, F*C)
         y = x.flatten(0, 1) @ band  # (B*D, F*C)
         # Both operators below are fast on (N, C, H, W) views whose channels are innermost.
-        y = y.view(-1, self.fields, 1, self.out_channels).permute(0, 3, 1, 2)  # (B*D, C, F, 1)
+        y = y.view(-1, self.num_fields, 1, self.out_channels).permute(0, 3, 1, 2)  # (B*D, C, F, 1)
         y = self.norm(y)  # (B*D, C, F, 1)
         y = F.max_pool2d(y, (self.pooling, 1), ceil_mode=True)  # (B*D, C, F', 1)
         y = torch.tanh(y).permute(0, 2, 3, 1)  # (B*D, F', 1, C)
@@ -74,7 +76,7 @@ class FieldConvolution(nn.Module):
         """The matrix ``[(f, a), (g, c)] -> w[f - g + h // 2, a, c]``, zero outside the window."""
         kernel = F.pad(self.weight, (0, 0, 0, 0, 0, 1))  # (h + 1, A, C): the last row is zero
         band = kernel.index_select(0, self.taps)  # (F*F, A, C)
-        band = band.view(self.fields, self.fields, self.in_channels, self.out_channels)
+        band = band.unflatten(0, (self.num_fields, self.num_fields))
         return band.transpose(1, 2).flatten(2).flatten(0, 1)  # (F*A, F*C)
 
 

@@ -16,15 +16,15 @@ class FieldNorm(nn.Module):
 
     **Example**
 
-    >>> FieldNorm(fields=1, dim=2)(torch.tensor([[[100.0, 300.0]]])).round().tolist()
+    >>> FieldNorm(num_fields=1, dim=2)(torch.tensor([[[100.0, 300.0]]])).round().tolist()
     [[[-1.0, 1.0]]]
     """
 
-    def __init__(self, *, fields: int, dim: int) -> None:
+    def __init__(self, *, num_fields: int, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.weight = nn.Parameter(torch.ones(fields, dim))
-        self.bias = nn.Parameter(torch.zeros(fields, dim))
+        self.weight = nn.Parameter(torch.ones(num_fields, dim))
+        self.bias = nn.Parameter(torch.zeros(num_fields, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.bias, F.layer_norm(x, [self.dim]), self.weight)  # (B, F, D)

@@ -10,8 +10,6 @@ from recsys.layers.dice import Dice
 from recsys.layers.dropout import Dropout
 from recsys.layers.init import linear
 
-__all__ = ["MLP", "Activation", "BatchNorm", "activation_layer"]
-
 Activation = Literal["relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "dice"]
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
 from recsys.layers import PairProducts
 from recsys.layers.init import linear
+from recsys.models.deep import Probability
 from recsys.types import Batch, FieldSpec, FrozenConfig, InputError
-
-Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AFMConfig(FrozenConfig):
@@ -45,7 +44,9 @@ class AFM(nn.Module):
     ) -> None:
         super().__init__()
         if len(fields) < 2:
-            raise InputError("model: afm weighs pairs of fields and needs at least two features")
+            raise InputError(
+                "model: afm needs at least two features; add features or use model lr or dnn"
+            )
         self.first_order = layers["first_order"]
         self.embedding = layers["embedding"]
         self.bias = nn.Parameter(torch.zeros(1))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
-from recsys.layers import MLP
+from recsys.layers import MLP, LogarithmicLayer
 from recsys.layers.init import linear
-from recsys.layers.logarithmic import LogarithmicLayer
-from recsys.models.deep import DeepConfig
+from recsys.models.deep import DeepConfig, Probability
 from recsys.types import Batch, FieldSpec
 
 
@@ -27,7 +26,7 @@ class AFNConfig(DeepConfig):
     name: Literal["afn"] = "afn"
     log_neurons: PositiveInt = 5
     deep_units: tuple[PositiveInt, ...] = ()
-    deep_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    deep_dropout: Probability = 0.0
 
     @model_validator(mode="after")
     def _no_dead_settings(self) -> AFNConfig:
@@ -90,9 +89,7 @@ class AFN(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         logits = self.mlp(self.products(self.embedding(batch)))  # (B, 1)
-        for embedding, deep, mix in zip(  # noqa: B905 (TorchScript)
-            self.deep_embedding, self.deep, self.mix
-        ):
+        for embedding, deep, mix in zip(self.deep_embedding, self.deep, self.mix, strict=True):
             second = deep(embedding(batch).flatten(1))  # (B, 1)
             logits = mix(torch.cat([logits, second], dim=1))  # (B, 1)
         return logits.squeeze(1)  # (B,)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, List, Literal, Tuple
+from typing import List, Literal, Tuple
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
-from recsys.layers import MLP, Activation, InteractingLayer
+from recsys.layers import InteractingLayer
 from recsys.layers.attention import NormPlace, Residual
 from recsys.layers.init import linear
-from recsys.types import Batch, FieldSpec, FrozenConfig
+from recsys.models.deep import DeepConfig, Probability
+from recsys.types import Batch, FieldSpec
 
-Probability = Annotated[float, Field(ge=0, lt=1)]
 
-
-class AutoIntConfig(FrozenConfig):
+class AutoIntConfig(DeepConfig):
     """The defaults are those of FuxiCTR; the flags cover the other code bases.
 
     ``attention_dim``: total width of a layer over its ``heads``. ``hidden_units``: the MLP of
@@ -33,9 +32,6 @@ class AutoIntConfig(FrozenConfig):
     heads: PositiveInt = 1
     attention_dim: PositiveInt = 8
     hidden_units: tuple[PositiveInt, ...] = (64, 64, 64)
-    activation: Activation = "relu"
-    dropout: Probability = 0.0
-    batch_norm: bool = False
     attention_dropout: Probability | None = None
     scale: bool = False
     residual: Residual = "auto"
@@ -50,8 +46,16 @@ class AutoIntConfig(FrozenConfig):
                 f"attention_dim {self.attention_dim} is the total width of all heads and must be a "
                 f"multiple of heads {self.heads}"
             )
-        if self.batch_norm and not self.hidden_units:
-            raise ValueError("batch_norm belongs to the MLP; remove it or give hidden_units")
+        if not self.hidden_units:
+            if self.batch_norm or self.activation != "relu":
+                raise ValueError(
+                    "batch_norm and activation belong to the MLP; remove them or give hidden_units"
+                )
+            if self.dropout > 0 and self.attention_dropout is not None:
+                raise ValueError(
+                    "dropout belongs to the MLP where there is an attention_dropout; remove one of "
+                    "the two or give hidden_units"
+                )
         return self
 
 
@@ -79,16 +83,7 @@ class AutoInt(nn.Module):
         # Optional parts are lists of none or one: the graph holds no dead branch.
         self.deep = nn.ModuleList()
         if config.hidden_units:
-            self.deep.append(
-                MLP(
-                    input_dim=len(fields) * width,
-                    hidden_units=config.hidden_units,
-                    activation=config.activation,
-                    dropout=config.dropout,
-                    batch_norm=config.batch_norm,
-                    output_dim=1,
-                )
-            )
+            self.deep.append(config.mlp(len(fields) * width))
         self.wide = nn.ModuleList([layers["first_order"]] if config.wide else [])
         drop = config.dropout if config.attention_dropout is None else config.attention_dropout
         self.interacting = nn.ModuleList(

@@ -49,11 +49,7 @@ CLASSIFIERS: dict[str, type[Any]] = {
 }
 
 ClassifierConfig = Annotated[
-    FiBiNETConfig
-    | XDeepFMConfig
-    | DCNConfig
-    | WideDeepConfig
-    | LRConfig
+    LRConfig
     | FMConfig
     | DNNConfig
     | DeepFMConfig
@@ -67,6 +63,10 @@ ClassifierConfig = Annotated[
     | PNNConfig
     | MaskNetConfig
     | FinalMLPConfig
-    | FinalNetConfig,
+    | FinalNetConfig
+    | WideDeepConfig
+    | DCNConfig
+    | XDeepFMConfig
+    | FiBiNETConfig,
     Field(discriminator="name"),
 ]

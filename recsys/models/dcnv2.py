@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
 from recsys.layers import MLP, Activation, CrossNetV2
 from recsys.layers.init import linear
+from recsys.models.deep import Probability, Widths
 from recsys.types import Batch, FieldSpec, FrozenConfig
 
 
@@ -27,18 +28,18 @@ class DCNv2Config(FrozenConfig):
     structure: Literal["parallel", "stacked", "crossnet_only"] = "parallel"
     layers: PositiveInt = 3
     low_rank: PositiveInt | None = None
-    hidden_units: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    hidden_units: Widths | None = None
     activation: Activation = "relu"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Probability = 0.0
     batch_norm: bool = False
 
     @model_validator(mode="after")
     def _no_dead_settings(self) -> DCNv2Config:
-        no_mlp = self.structure == "crossnet_only"
-        if no_mlp and (self.hidden_units is not None or self.dropout > 0 or self.batch_norm):
+        of_mlp = (self.hidden_units, self.activation, self.dropout, self.batch_norm)
+        if self.structure == "crossnet_only" and of_mlp != (None, "relu", 0.0, False):
             raise ValueError(
-                "structure crossnet_only has no MLP: remove hidden_units, dropout and batch_norm, "
-                "or choose structure parallel or stacked"
+                "structure crossnet_only has no MLP: remove hidden_units, activation, dropout and "
+                "batch_norm, or choose structure parallel or stacked"
             )
         return self
 

@@ -9,13 +9,19 @@ from pydantic import Field, PositiveInt
 from recsys.layers import MLP, Activation
 from recsys.types import FrozenConfig
 
+Probability = Annotated[float, Field(ge=0, lt=1)]
+"""Of dropping something."""
+
+Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+"""One number per layer, of at least one layer."""
+
 
 class DeepConfig(FrozenConfig):
     """``dropout``: probability of dropping a hidden unit."""
 
-    hidden_units: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 64, 64)
+    hidden_units: Widths = (64, 64, 64)
     activation: Activation = "relu"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Probability = 0.0
     batch_norm: bool = False
 
     def mlp(self, input_dim: int, output_dim: int | None = 1) -> MLP:

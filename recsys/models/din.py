@@ -5,13 +5,12 @@ from typing import Annotated, List, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
-from recsys.layers import Activation
-from recsys.layers.target_attention import TargetAttention
-from recsys.models.deep import DeepConfig
+from recsys.layers import Activation, TargetAttention
+from recsys.models.deep import DeepConfig, Widths
 from recsys.models.histories import HistoryConfig, histories
 from recsys.types import Batch, FieldSpec, InputError
 
@@ -26,15 +25,25 @@ class DINConfig(DeepConfig):
     name: Literal["din"] = "din"
     histories: Annotated[tuple[HistoryConfig, ...], Field(min_length=1)] | None = None
     pooling: Literal["attention", "mean"] = "attention"
-    attention_units: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (80, 40)
+    attention_units: Widths = (80, 40)
     attention_activation: Activation = "dice"
     softmax: bool = False
+
+    @model_validator(mode="after")
+    def _no_dead_settings(self) -> "DINConfig":
+        of_attention = (self.attention_units, self.attention_activation, self.softmax)
+        if self.pooling == "mean" and of_attention != ((80, 40), "dice", False):
+            raise ValueError(
+                "pooling mean has no attention: remove attention_units, attention_activation and "
+                "softmax, or choose pooling attention"
+            )
+        return self
 
 
 class MeanPool(nn.Module):
     """The mean over valid positions, whatever the candidate; zeros without any.
 
-    **Shape** as `TargetAttention`.
+    **Shape** as `TargetAttention`; the history is zero at padding.
     """
 
     def forward(self, candidate: Tensor, history: Tensor, mask: Tensor) -> Tensor:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, List, Literal
+from typing import List, Literal
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
 from recsys.layers import MLP, PairDots
 from recsys.layers.mlp import activation_layer
-from recsys.models.deep import DeepConfig
+from recsys.models.deep import DeepConfig, Widths
 from recsys.types import Batch, FieldSpec, InputError
 
 
@@ -25,7 +24,7 @@ class DLRMConfig(DeepConfig):
     """
 
     name: Literal["dlrm"] = "dlrm"
-    bottom_units: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 64, 64)
+    bottom_units: Widths = (64, 64, 64)
     interaction: Literal["dot", "cat"] = "dot"
 
 

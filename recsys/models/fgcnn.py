@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
-from recsys.layers.feature_generation import FeatureGeneration
+from recsys.layers import FeatureGeneration
 from recsys.layers.losses import cross_entropy
 from recsys.models.classifiers import CLASSIFIERS, ClassifierConfig
+from recsys.models.deep import Widths
 from recsys.models.pnn import PNNConfig
 from recsys.types import Batch, FieldSpec, FrozenConfig, Target
-
-Sizes = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
 class FGCNNConfig(FrozenConfig):
@@ -28,10 +27,10 @@ class FGCNNConfig(FrozenConfig):
     """
 
     name: Literal["fgcnn"] = "fgcnn"
-    channels: Sizes = (14, 16, 18)
-    kernel_heights: Sizes = (7, 7, 7)
-    pooling: Sizes = (2, 2, 2)
-    recombined: Sizes = (2, 2, 2)
+    channels: Widths = (14, 16, 18)
+    kernel_heights: Widths = (7, 7, 7)
+    pooling: Widths = (2, 2, 2)
+    recombined: Widths = (2, 2, 2)
     conv_batch_norm: bool = True
     classifier: ClassifierConfig = PNNConfig()
 
@@ -102,7 +101,7 @@ class FGCNN(nn.Module):
     ) -> None:
         super().__init__()
         generate = FeatureGeneration(
-            fields=len(fields),
+            num_fields=len(fields),
             dim=layers["generation"].dim,
             output_dim=layers["embedding"].dim,
             channels=config.channels,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, List, Literal
+from typing import List, Literal
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
@@ -14,15 +14,16 @@ from recsys.layers import Activation, FactorizedBlock, FieldGate
 from recsys.layers.factorized import Residual
 from recsys.layers.init import linear
 from recsys.layers.losses import cross_entropy
+from recsys.models.deep import Probability, Widths
 from recsys.types import Batch, FieldSpec, FrozenConfig, Target
 
 
 class BlockConfig(FrozenConfig):
     """One branch; see `FactorizedBlock`."""
 
-    hidden_units: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 64, 64)
+    hidden_units: Widths = (64, 64, 64)
     activation: Activation | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Probability = 0.0
     batch_norm: bool = True
     residual: Residual = "concat"
 
@@ -84,7 +85,7 @@ class FinalNet(nn.Module):
         width = len(fields) * layers["embedding"].dim
         # Optional parts are lists of none or one: the graph holds no dead branch.
         self.field_gate = nn.ModuleList(
-            [FieldGate(fields=len(fields))] if config.field_gate else []
+            [FieldGate(num_fields=len(fields))] if config.field_gate else []
         )
         self.block1 = config.block1.block(2 * width if config.field_gate else width)
         self.block2 = nn.ModuleList([config.block2.block(width)] if config.block2 else [])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
-from recsys.layers.transformer import TransformerBlock
+from recsys.layers import TransformerBlock
+from recsys.models.deep import Probability
 from recsys.types import Batch, FieldSpec, FrozenConfig
-
-Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FTTransformerConfig(FrozenConfig):

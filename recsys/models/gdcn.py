@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
-from recsys.layers.cross import GatedCrossNet
+from recsys.layers import GatedCrossNet
 from recsys.layers.init import linear
 from recsys.models.deep import DeepConfig
 from recsys.types import Batch, FieldSpec

@@ -52,9 +52,10 @@ def histories(
         for candidate, name in zip(pair.candidate, pair.sequence, strict=True):
             for which, kind in ((candidate, "categorical"), (name, "sequence")):
                 if which not in known or known[which].kind != kind:
+                    names = ", ".join(field.name for field in fields if field.kind == kind)
                     raise InputError(
-                        f"model.histories: {which!r} is no {kind} feature; known: "
-                        + ", ".join(field.name for field in fields if field.kind == kind)
+                        f"model.histories: {which!r} is no {kind} feature; name one of them "
+                        f"({names or 'there is none'}) or add it to features"
                     )
             if known[name].shares != candidate:
                 raise InputError(

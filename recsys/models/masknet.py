@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, List, Literal
+from typing import List, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
 from recsys.layers import MLP, Activation, FieldNorm, MaskBlock
 from recsys.layers.init import linear
+from recsys.models.deep import Probability, Widths
 from recsys.types import Batch, FieldSpec, FrozenConfig, InputError
 
 
@@ -29,9 +31,9 @@ class MaskNetConfig(FrozenConfig):
     structure: Literal["serial", "parallel"] = "serial"
     blocks: PositiveInt | None = None
     block_dim: PositiveInt | None = None
-    hidden_units: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 64, 64)
+    hidden_units: Widths = (64, 64, 64)
     activation: Activation = "relu"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Probability = 0.0
     reduction_ratio: PositiveFloat = 1.0
     embedding_norm: bool = True
     layer_norm: bool = True
@@ -73,7 +75,7 @@ class MaskNet(nn.Module):
         width = len(fields) * dim
         self.norm: nn.Module = nn.Identity()
         if config.embedding_norm:
-            self.norm = FieldNorm(fields=len(fields), dim=dim)
+            self.norm = FieldNorm(num_fields=len(fields), dim=dim)
         self.parallel = config.structure == "parallel"
         if self.parallel:
             block_dim, blocks = config.block_dim or 64, config.blocks or 1
@@ -91,9 +93,10 @@ class MaskNet(nn.Module):
             self.top = linear(units[-1], 1)
         narrowest = min(shape[0] for shape in shapes)
         if int(config.reduction_ratio * narrowest) < 1:
+            least = math.ceil(1000 / narrowest) / 1000  # rounded up: the advice must work
             raise InputError(
                 f"model.reduction_ratio {config.reduction_ratio} leaves no hidden unit in the mask "
-                f"of a block with {narrowest} inputs; give at least {1 / narrowest:.3g}"
+                f"of a block with {narrowest} inputs; give at least {least}"
             )
         self.blocks = nn.ModuleList(
             MaskBlock(

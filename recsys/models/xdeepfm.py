@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
 from recsys.layers import CIN
 from recsys.layers.init import linear
-from recsys.models.deep import DeepConfig
+from recsys.models.deep import DeepConfig, Widths
 from recsys.types import Batch, FieldSpec
 
 
@@ -19,7 +18,7 @@ class XDeepFMConfig(DeepConfig):
     """``cin_units``: feature maps of each layer of the `CIN`; the other keys are the MLP's."""
 
     name: Literal["xdeepfm"] = "xdeepfm"
-    cin_units: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (16, 16, 16)
+    cin_units: Widths = (16, 16, 16)
 
 
 class XDeepFM(nn.Module):

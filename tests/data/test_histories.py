@@ -91,7 +91,7 @@ def test_no_leak(tmp_path: Path) -> None:
     for instant in range(8):
         keep = [i for i in range(40) if logs["train"]["time"][i] < instant]
         shorter = {k: [v[i] for i in keep] for k, v in logs["train"].items()}
-        after = made(tmp_path, {**logs, "train": shorter or logs["train"]}) if keep else {}
+        after = made(tmp_path, {**logs, "train": shorter}) if keep else {}
         for name, table in after.items():
             rows = keep if name == "train" else range(40)
             for place, i in enumerate(rows):
@@ -120,6 +120,16 @@ def test_attributes_from_a_table_of_items(tmp_path: Path) -> None:
     assert out["genre"].to_pylist() == ["three", "one", None]
     assert out["history_genre"].to_pylist() == [[], ["three"], ["three", "one"]]
     assert out.schema.field("history_genre").type == pa.list_(pa.string())
+
+
+def test_attributes_without_a_table_of_items_must_be_in_every_split(tmp_path: Path) -> None:
+    logs = {"train": log(1), "valid": log(2)}
+    paths = write(tmp_path, logs)
+    train = pq.read_table(tmp_path / "train.parquet")
+    pq.write_table(train.append_column("genre", [["g"] * 40]), tmp_path / "train.parquet")
+    keys = {"user": "user", "item": "item", "time_column": "time", "attributes": ("genre",)}
+    with pytest.raises(InputError, match=r"valid.parquet: column 'genre' is missing; add it"):
+        pipeline.run(paths, tmp_path / "out", root=str(tmp_path), **keys)
 
 
 def test_items_must_be_unique_and_of_the_type_of_the_log(tmp_path: Path) -> None:

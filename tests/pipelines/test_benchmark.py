@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from mlflow import MlflowClient
 
 from pipelines import benchmark
-from pipelines.benchmark_report import BEGIN, END
+from pipelines.benchmark_report import BEGIN, END, markdown, summary
 from recsys.data.synthetic import PlantedLog, write_log
 from recsys.types import InputError
 
@@ -107,6 +108,49 @@ def test_one_bad_run_does_not_cost_the_others(tmp_path: Path, log: PlantedLog) -
     assert [row["config"] for row in result["rows"]] == ["lr"]
     assert len(result["failed"]) == 1
     assert "nowhere" in result["failed"][0]
+
+
+def result(auc: float, parameters: int) -> dict[str, Any]:
+    return {
+        "metrics": {"test": {"auc": auc, "logloss": 0.5}},
+        "parameters": parameters,
+        "memory": {"stored_bytes": 4 * parameters},
+        "epochs": 2,
+        "seconds": 1.0,
+        "rows_per_second": 10.0,
+    }
+
+
+def test_a_row_is_the_mean_of_its_seeds_in_size_too() -> None:
+    row = summary("optfs", {5: result(0.75, 100), 6: result(0.25, 200)}, {})
+    assert (row["parameters"], row["stored_bytes"]) == (150, 600)
+    assert row["auc"] == 0.5
+    assert row["auc_sd"] == pytest.approx(0.5 / math.sqrt(2))
+    assert "gauc" not in row
+
+
+def test_a_test_split_of_one_class_costs_its_figures_and_not_the_table() -> None:
+    row = summary("lr", {5: result(math.nan, 1), 6: result(math.nan, 1)}, {})
+    assert "| nan ± nan |" in markdown([row], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 0.75", "lr: must be a mapping of auc, logloss and source"),
+        ("lr: {acu: 0.75}", "lr: must be a mapping of auc, logloss and source"),
+        ("lr: {auc: high}", "lr.auc: 'high' is no number"),
+    ],
+)
+def test_published_values_are_read_before_anything_runs(
+    tmp_path: Path, log: PlantedLog, text: str, message: str
+) -> None:
+    published = tmp_path / "published.yaml"
+    published.write_text(text)
+    runs = tmp_path / "runs"
+    with pytest.raises(InputError, match=message):
+        benchmark.run([config(tmp_path, log, "lr")], published=published, out=runs)
+    assert not runs.exists()
 
 
 def test_bad_input_is_one_line(tmp_path: Path, log: PlantedLog) -> None:
