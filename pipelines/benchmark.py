@@ -23,6 +23,7 @@ from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import open_tracker
 from recsys.training.trainer import Interrupted
 from serving.errors import InputError
+from serving.parquet import open_source
 
 Result = dict[str, Any]
 
@@ -31,15 +32,17 @@ __all__ = ["render", "run"]
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the grid. ``label``: stem of the config's file."""
+    """One run of the grid. ``label``: stem of the config's file; ``data``: digest of its data."""
 
     label: str
     config: RunConfig
+    data: str
 
     @property
     def key(self) -> str:
-        """Names the run's saved result."""
-        return f"{self.label}-seed{self.config.seed}-{self.config.fingerprint[:8]}"
+        """Names the run's saved result: other data or settings have another."""
+        digest = hashlib.sha256(f"{self.config.fingerprint} {self.data}".encode()).hexdigest()
+        return f"{self.label}-seed{self.config.seed}-{digest[:8]}"
 
 
 def run(
@@ -70,7 +73,7 @@ def run(
     Errors: `InputError` for configs that do not load, before anything runs.
     """
     reporter = reporter or SilentReporter()
-    jobs = _grid(configs, seeds, overrides)
+    jobs = _grid(configs, seeds, overrides, root)
     known = _published(published)
     if report is not None:
         read_report(report)  # a page that cannot take the table must not wait for hours
@@ -100,7 +103,7 @@ def run(
     return {"rows": rows, "failed": failed, "markdown": text}
 
 
-def _grid(configs: Sequence[Path], seeds: int, overrides: Sequence[str]) -> list[Job]:
+def _grid(configs: Sequence[Path], seeds: int, overrides: Sequence[str], root: str) -> list[Job]:
     stems = [path.stem for path in configs]
     double = {stem for stem in stems if stems.count(stem) > 1}
     if double:
@@ -110,8 +113,10 @@ def _grid(configs: Sequence[Path], seeds: int, overrides: Sequence[str]) -> list
         first = load_config(path, overrides)
         if first.data.test is None and first.data.source is None:
             raise InputError(f"config {path}: a benchmark needs data.test")
+        parts = (first.data.source, first.data.train, first.data.valid, first.data.test)
+        data = " ".join(open_source(part, root).fingerprint for part in parts if part is not None)
         for seed in range(first.seed, first.seed + seeds):
-            jobs.append(Job(path.stem, first.model_copy(update={"seed": seed})))
+            jobs.append(Job(path.stem, first.model_copy(update={"seed": seed}), data))
     return jobs
 
 

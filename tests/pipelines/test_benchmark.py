@@ -101,6 +101,10 @@ def test_what_is_done_is_not_done_again_and_workers_change_nothing(
     again = benchmark.run(configs, seeds=2, out=tmp_path / "one")
     assert again["rows"] == alone["rows"]
 
+    other = write_log(tmp_path / "log", rows=1500, eval_rows=600, seed=2)
+    with pytest.raises(AssertionError, match="trained again"):  # the same config on other data
+        benchmark.run([config(tmp_path, other, "lr")], seeds=2, out=tmp_path / "one")
+
 
 def test_one_bad_run_does_not_cost_the_others(tmp_path: Path, log: PlantedLog) -> None:
     bad = config(tmp_path, log, "bad", features={"nowhere": {"type": "categorical"}})
