@@ -11,7 +11,7 @@ FBGEMM_cpu := fbgemm-gpu-cpu==1.8.0
 FBGEMM_cuda := fbgemm-gpu==1.8.0
 TORCHREC := torchrec==1.8.0
 
-.PHONY: quickstart test test-slow format bench bench-quick bench-peers clean
+.PHONY: quickstart test test-slow quality format bench bench-quick bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,6 +38,17 @@ test: $(READY) ## format, lint, types, doctests, tests
 
 test-slow: $(READY) ## quality runs on real data (RECSYS_DATA_ROOT or ../shared/data)
 	$(BIN)/pytest -m slow tests
+
+# The models of the published table, then our own settings.
+ZOO := lr fm dnn wide_deep deepfm dcn dcnv2 xdeepfm autoint autoint_plus fibinet masknet dlrm pnn \
+       final_net final_mlp fgcnn_no_norm fgcnn_deepfm fgcnn_wide final_mlp_wide
+SEEDS ?= 3
+DATA ?= ../shared/data
+
+quality: $(READY) ## the zoo on Frappe into benchmarks/RESULTS.md: hours on two cores, resumable
+	OMP_NUM_THREADS=1 $(BIN)/recsys benchmark $(ZOO:%=configs/frappe_%.yaml) --seeds $(SEEDS) \
+		--workers 2 --data-root $(DATA) --published benchmarks/published.yaml \
+		--report benchmarks/RESULTS.md
 
 format: $(READY) ## format and fix what ruff can fix
 	$(BIN)/ruff format .

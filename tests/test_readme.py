@@ -52,7 +52,7 @@ def test_own_log_section_works_as_written(tmp_path: Path) -> None:
         for line in block.splitlines()
         if line.startswith("recsys ")
     ]
-    assert [words[1] for words in commands] == ["train", "score", "compare", "ui"]
+    assert [words[1] for words in commands] == ["train", "score", "importance", "compare", "ui"]
     for words in commands:
         ending = ["--help"] if words[1] == "ui" else []  # the server would run for ever
         expanded = [

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.layers.attention import InteractingLayer
+from recsys.layers.dropout import Dropout
 
 
 class TransformerBlock(nn.Module):
@@ -57,9 +58,9 @@ class TransformerBlock(nn.Module):
         self.attention_output = nn.Linear(width, width)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn_in = nn.Linear(width, 2 * hidden)
-        self.ffn_dropout = nn.Dropout(ffn_dropout)
+        self.ffn_dropout = Dropout(ffn_dropout)
         self.ffn_out = nn.Linear(hidden, width)
-        self.residual_dropout = nn.Dropout(residual_dropout)
+        self.residual_dropout = Dropout(residual_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.attention_norm(x)  # (B, T, d)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
 from recsys.layers import PairProducts
+from recsys.layers.dropout import Dropout
 from recsys.layers.init import linear
 from recsys.models.deep import Probability
 from recsys.types import Batch, FieldSpec, FrozenConfig, InputError
@@ -57,9 +58,9 @@ class AFM(nn.Module):
             nn.ReLU(),
             linear(config.attention_dim, 1, bias=False),
             nn.Softmax(dim=1),
-            nn.Dropout(config.attention_dropout),
+            Dropout(config.attention_dropout),
         )
-        self.output = nn.Sequential(nn.Dropout(config.dropout), linear(width, 1, bias=False))
+        self.output = nn.Sequential(Dropout(config.dropout), linear(width, 1, bias=False))
 
     @staticmethod
     def tables(config: AFMConfig, embedding_dim: int) -> dict[str, int]:  # noqa: ARG004
