@@ -175,7 +175,9 @@ class Trainer:
         while not self._over(phase):
             self._epoch(phase)
             traces = phase.end_epoch(self, at.epoch)
-            note = f"epoch {at.epoch + 1}: train loss {at.epoch_loss / max(1, at.batch):.5f}"
+            name = "" if phase.name == "train" else f"{phase.name} "
+            loss = at.epoch_loss / max(1, at.batch)
+            note = f"{name}epoch {at.epoch + 1}: train loss {loss:.5f}"
             if self._valid is not None:
                 note += self._judge(self._valid, keep=phase.keep == "best")
                 self._schedule.history[-1].update(traces)
