@@ -6,15 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model
-
 from pipelines.train import first_rows
-from recsys.build import build
-from recsys.bundle import ServingGraph, export_verified
-from recsys.config import parse_config
+from recsys.bundle import export_verified
+from recsys.bundle.rebuild import rebuild
 from recsys.data import splits
-from recsys.features import Features
-from serving.bundle import FEATURES, WEIGHTS, read_manifest
+from serving.bundle import open_bundle
 
 _RECORDED = ("name", "run_id", "config", "metrics", "memory", "selection")
 
@@ -24,23 +20,17 @@ def run(bundle: Path, out: Path, *, root: str = ".") -> dict[str, Any]:
 
     ``root``: where the run's data is; verification scores raw rows of it.
     """
-    manifest = read_manifest(bundle)
-    config = parse_config(manifest["config"], where=f"config in {bundle}")
-    features = Features.load(bundle / FEATURES)
-    assembly = build(config, features)
-    if assembly.selection is not None:
-        assembly.selection.assume(manifest["selection"])
-    assembly = assembly.finalise()
-    graph = ServingGraph(encoder=assembly.encoder, id_map=assembly.id_map, model=assembly.model)
-    load_model(graph, bundle / WEIGHTS)
+    opened = open_bundle(bundle)
+    rebuilt = rebuild(opened)
+    config, features, graph = rebuilt.config, rebuilt.features, rebuilt.graph
     raw = splits(config.data, root)
     report = export_verified(
-        assembly.model,
-        assembly.encoder,
-        assembly.id_map,
+        graph.model,
+        graph.encoder,
+        graph.id_map,
         features.inputs,
         out,
-        manifest={key: manifest[key] for key in _RECORDED if key in manifest},
+        manifest={key: opened.manifest[key] for key in _RECORDED if key in opened.manifest},
         features=features,
         rows=first_rows(raw.valid or raw.train, features.inputs, config.export.verify_rows),
         tolerance=config.export.tolerance,
