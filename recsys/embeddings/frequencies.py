@@ -15,7 +15,9 @@ def row_frequencies(layer: EmbeddingLayer) -> list[Tensor]:
     The sum over all ids of all fields whose lookup meets the row: ids that share a row share its
     frequency. Errors: `InputError` for open ids, which nothing has counted.
     """
-    totals = [torch.zeros(store.weight.size(0), dtype=torch.float64) for store in layer.tables]
+    totals = [
+        torch.zeros(store.weight.size(0), dtype=torch.float64) for store in layer.float_tables
+    ]
     for f, field in enumerate(layer.fields):
         if field.kind in ("numeric", "generated") or field.shares is not None:
             continue  # counts of a shared table include those of its other columns

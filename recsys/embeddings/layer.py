@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from recsys.embeddings.method import TableMethod
 from recsys.embeddings.project import ProjectRows
-from recsys.embeddings.store import FLOAT_BYTES, Store, training_bytes
+from recsys.embeddings.store import FloatStore, Store, training_bytes
 from recsys.settings import TrainConfig
 from recsys.types import FieldSpec, InputError, MemoryReport
 from serving.encode import Batch
@@ -22,7 +22,7 @@ class EmbeddingLayer(nn.Module):
     **Shape:** `Batch` at the rows stage -> (B, F, D).
     """
 
-    __jit_unused_properties__: ClassVar[List[str]] = ["tables"]
+    __jit_unused_properties__: ClassVar[List[str]] = ["tables", "float_tables"]
     order: Tensor
 
     def __init__(
@@ -141,14 +141,11 @@ class EmbeddingLayer(nn.Module):
         optimizer = self._train.table_optimizer
         trained = stored = training = 0
         for k, store in enumerate(self.tables):
-            rows, width = store.weight.shape
-            trained += (rows - int(store.padding >= 0)) * width
-            stored += store.weight.numel() * store.weight.element_size()
             fetched = sum(group[k] for group in self.counts[1:]) * self._train.batch_size
-            touched = min(rows, fetched) if store.sparse else None
-            training += training_bytes(rows=rows, width=width, optimizer=optimizer, touched=touched)
-            if self._train.embedding_l2.mode == "batch_aware":
-                training += rows * FLOAT_BYTES  # the frequency of each row
+            sizes = store.memory(self._train, fetched)
+            trained += sizes.trainable_params
+            stored += sizes.stored_bytes
+            training += sizes.training_bytes
         for part in (self.combine, self.numeric):
             for weight in part.parameters():
                 trained += weight.numel()
@@ -181,12 +178,23 @@ class EmbeddingLayer(nn.Module):
         return [p for part in (self.stores, self.combine) for p in part.parameters()]
 
     @torch.jit.unused
+    def _projected(self) -> Tensor:
+        """Half the squared norm of all projected vectors."""
+        assert isinstance(self.combine, ProjectRows)
+        return self.combine.half_square([store.weight for store in self.float_tables])
+
+    @torch.jit.unused
     def penalty(self) -> Tensor:
-        """What the layer adds to the loss at each step: L2 of projected vectors, else nothing."""
-        if not self.penalised() or not isinstance(self.combine, ProjectRows):
-            return torch.zeros((), device=self.order.device)
-        tables = [store.weight for store in self.tables]
-        return self._train.embedding_l2.value * self.combine.half_square(tables)
+        """What the layer adds to the loss at each step: L2 of projected vectors, and what its
+        stores add."""
+        total = torch.zeros((), device=self.order.device)
+        if self.penalised():
+            total = total + self._train.embedding_l2.value * self._projected()
+        for store in self.tables:
+            extra = store.penalty()
+            if extra is not None:
+                total = total + extra
+        return total
 
     @torch.jit.unused
     def finalise(self) -> "EmbeddingLayer":
@@ -225,6 +233,20 @@ class EmbeddingLayer(nn.Module):
     def tables(self) -> List[Store]:
         """The stores, one per table."""
         return [cast(Store, store) for store in self.stores]
+
+    @property
+    def float_tables(self) -> List[FloatStore]:
+        """The stores, if all of them are tables of plain floats.
+
+        Errors: `InputError` where the table method stores something else.
+        """
+        stores = [store for store in self.tables if isinstance(store, FloatStore)]
+        if len(stores) < len(self.stores):
+            raise InputError(
+                f"embedding.method {self._method.config.method} keeps no rows of plain floats, "
+                "which selection and batch-aware L2 work on; choose another method"
+            )
+        return stores
 
 
 def _rank(field: FieldSpec) -> int:

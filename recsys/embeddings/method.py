@@ -15,13 +15,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from recsys.embeddings.budget import parse_bytes
 from recsys.types import FieldSpec, FrozenConfig
+
+if TYPE_CHECKING:
+    from recsys.embeddings.store import Store
+    from recsys.settings import TrainConfig
 
 Budget = str | Annotated[float, Field(gt=0, le=1)]
 
@@ -53,6 +57,8 @@ class TableSpec:
     """One table of one layer: ``rows`` x ``width`` floats, filled in place by ``fill``.
 
     ``zero_row``: the last row is zeros for ever; lookups that must give nothing point at it.
+    ``store``: makes a table that is no plain floats (quantised, computed, ...); ``None``: floats
+    where ``train.store`` says.
     """
 
     name: str
@@ -60,6 +66,7 @@ class TableSpec:
     width: int
     fill: Callable[[Tensor], object]
     zero_row: bool = False
+    store: Callable[[TableSpec, TrainConfig], Store] | None = None
 
 
 class TableMethod(ABC):

@@ -1,6 +1,6 @@
 """Where the rows of a table live, and which kind of gradient they get."""
 
-from typing import Literal
+from typing import List, Literal, Optional
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from recsys.embeddings.method import TableSpec
 from recsys.settings import TrainConfig
+from recsys.types import MemoryReport
 
 FLOAT_BYTES = 4
 INDEX_BYTES = 8
@@ -20,21 +21,69 @@ _STATE_PER_WEIGHT = {"adam": 2, "adagrad": 1, "rowwise_adagrad": 0, "sgd": 0}
 class Store(nn.Module):
     """One table: rows (...) int32 or int64 -> (..., width).
 
-    ``weight`` (rows, width); ``sparse``: its gradient is row-sparse; ``fused``: the store updates
-    it in the backward pass; ``padding``: index of its zero row, or -1.
+    ``sparse``: the gradient of its parameters is row-sparse; ``fused``: the store moves itself, by
+    the methods of `FusedStore`, and optimisers leave its parameters alone; ``padding``: index of
+    its zero row, or -1.
+
+    ``weight`` is what ``sparse`` speaks of; stores of no plain floats (quantised, computed, ...)
+    may have none. What works on whole tables (selection, L2 of projections) takes `FloatStore`.
     """
 
-    weight: Tensor
+    weight: Optional[Tensor]
     sparse: bool
     fused: bool
     padding: int
 
+    def memory(self, train: TrainConfig, fetched: int) -> MemoryReport:
+        """Sizes, without lookups. ``fetched``: rows that one batch fetches at most."""
+        raise NotImplementedError
+
     def finalise(self) -> "Store":
-        """The serving form: a plain dense table of the same numbers."""
+        """The serving form, which gives the same vectors and holds no more bytes."""
+        raise NotImplementedError
+
+    def penalty(self) -> Optional[Tensor]:
+        """What the store adds to the loss at each step, a scalar, or nothing."""
+        return None
+
+
+class FloatStore(Store):
+    """A table of plain floats: ``weight`` (rows, width)."""
+
+    weight: Tensor
+
+    def memory(self, train: TrainConfig, fetched: int) -> MemoryReport:
+        rows, width = self.weight.shape
+        touched = min(rows, fetched) if self.sparse else None
+        training = training_bytes(
+            rows=rows, width=width, optimizer=train.table_optimizer, touched=touched
+        )
+        if train.embedding_l2.mode == "batch_aware":
+            training += rows * FLOAT_BYTES  # the frequency of each row
+        trained = (rows - int(self.padding >= 0)) * width
+        return MemoryReport(trained, self.weight.numel() * self.weight.element_size(), training, 0)
+
+
+class FusedStore(Store):
+    """A store that moves itself (``fused`` is true): in the backward pass, or in `update`."""
+
+    def set_learning_rate(self, value: float) -> None:
+        """The rate of the coming steps."""
+        raise NotImplementedError
+
+    def gradients(self) -> List[Tensor]:
+        """Dense gradients of the last backward pass that clipping may scale in place."""
+        return []
+
+    def update(self) -> None:
+        """Moves the rows that the last backward pass has touched."""
+
+    def optimizer_state(self) -> "dict[str, Tensor]":
+        """The live state of its optimiser, by name."""
         raise NotImplementedError
 
 
-class TorchStore(Store):
+class TorchStore(FloatStore):
     """One table as a plain parameter. ``sparse``: gradients hold touched rows only.
 
     **Shape:** rows (...) int32 or int64 -> (..., width). Rows that point at a zero row get exact
@@ -60,10 +109,12 @@ class TorchStore(Store):
 
 
 def build_store(spec: TableSpec, train: TrainConfig) -> Store:
-    """Allocates and fills one table where ``train.store`` says.
+    """Allocates and fills one table where ``train.store`` says, or as the method says.
 
     Errors: `InputError` if torchrec cannot hold the table (its width must be a multiple of 4).
     """
+    if spec.store is not None:
+        return spec.store(spec, train)
     if train.store == "torchrec":
         from recsys.embeddings.torchrec_store import TorchrecStore
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recsys.embeddings.method import TableSpec
-from recsys.embeddings.store import Store, TorchStore
+from recsys.embeddings.store import FloatStore, FusedStore, TorchStore
 from recsys.settings import TrainConfig
 from recsys.types import InputError
 
@@ -22,7 +22,7 @@ EPS = 1e-10  # torch's Adagrad, so that both stores take the same step
 _TABLE = "table"
 
 
-class TorchrecStore(Store):
+class TorchrecStore(FusedStore, FloatStore):
     """One table as a `FusedEmbeddingBagCollection` of one-row bags.
 
     Every backward pass through one lookup is one optimiser step on its rows, duplicates summed

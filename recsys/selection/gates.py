@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recsys.embeddings.store import Store, TorchStore
+from recsys.embeddings.store import FloatStore, TorchStore
 
 START = 0.5
 """Where the logit of a learned gate starts; it closes at 0."""
@@ -27,12 +27,12 @@ class RowGates(nn.Module):
         """Gates that learn stop learning; the trainer resumes a run behind this point by it."""
 
 
-class GatedStore(Store):
+class GatedStore(FloatStore):
     """``store(rows) * gate(rows)``; to layers and optimisers it looks like ``store``."""
 
     __jit_unused_properties__: ClassVar[List[str]] = ["weight"]
 
-    def __init__(self, *, store: Store, gate: RowGates) -> None:
+    def __init__(self, *, store: FloatStore, gate: RowGates) -> None:
         super().__init__()
         self.store = store
         self.gate = gate

@@ -96,7 +96,7 @@ class Magnitude(RowSelection):
         """For each table (R,): the score of every row; -1 for zero rows, which do not count."""
         scores = []
         for k, padded in enumerate(self.padded):
-            squares = [layer.tables[k].weight.square().sum(1) for layer in self.layers]
+            squares = [layer.float_tables[k].weight.square().sum(1) for layer in self.layers]
             score = torch.stack(squares).sum(0).sqrt()
             if self.config.by != "norm":
                 counts = row_frequencies(self.layers[0])[k].to(score)

@@ -40,12 +40,12 @@ class RowSelection(Selection):
                 "selection drops rows of embedding tables, and this model has none; remove the "
                 "key, or give the features an encoding with ids"
             )
-        self.gates = [self.gate(store.weight.size(0)) for store in layers[0].tables]
-        self.padded = [store.padding >= 0 for store in layers[0].tables]
+        self.gates = [self.gate(store.weight.size(0)) for store in layers[0].float_tables]
+        self.padded = [store.padding >= 0 for store in layers[0].float_tables]
         for layer in layers:
-            sizes = [store.weight.size(0) for store in layer.tables]
+            sizes = [store.weight.size(0) for store in layer.float_tables]
             assert sizes == [len(gate.factors()) for gate in self.gates], "layers share their rows"
-            for k, store in enumerate(layer.tables):
+            for k, store in enumerate(layer.float_tables):
                 layer.stores[k] = GatedStore(store=store, gate=self.gates[k])
 
     @abstractmethod
@@ -92,7 +92,7 @@ class RowSelection(Selection):
         for gate, mask in zip(self.gates, kept, strict=True):
             gate.set_open(mask)
         for layer in self.layers:
-            for store, mask in zip(layer.tables, kept, strict=True):
+            for store, mask in zip(layer.float_tables, kept, strict=True):
                 store.weight[~mask] = 0
 
     def gate_tensors(self) -> set[int]:

@@ -7,11 +7,11 @@ Every part offers ``set_lr_scale``, ``prepare`` (the gradients of this step, for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from recsys.embeddings.store import FusedStore
 from recsys.settings import EmbeddingL2, TrainConfig
 from recsys.training.sparse_optimizers import (
     ADAGRAD_EPS,
@@ -161,11 +161,11 @@ class SparseTable:
 
 
 class FusedTable:
-    """A table whose store updates it in the backward pass (torchrec)."""
+    """A table whose store moves itself (torchrec, quantised tables)."""
 
     params: list[nn.Parameter]
 
-    def __init__(self, name: str, store: Any, *, learning_rate: float) -> None:
+    def __init__(self, name: str, store: FusedStore, *, learning_rate: float) -> None:
         self.params = []
         self._name, self._store, self._base_lr = name, store, learning_rate
 
@@ -173,10 +173,10 @@ class FusedTable:
         self._store.set_learning_rate(self._base_lr * scale)
 
     def prepare(self) -> list[Tensor]:
-        return []
+        return self._store.gradients()
 
     def step(self) -> None:
-        """The backward pass has done it."""
+        self._store.update()
 
     def state(self) -> dict[str, Tensor]:
         return {f"{self._name}:{k}": v for k, v in self._store.optimizer_state().items()}

@@ -129,13 +129,13 @@ def build_optimizers(
     layers = [module for module in model.modules() if isinstance(module, EmbeddingLayer)]
     stores = [store for layer in layers for store in layer.tables]
     fused = [store for store in stores if store.fused]
-    if fused and train.clip_norm is not None:
+    if fused and train.store == "torchrec" and train.clip_norm is not None:
         raise InputError(
             "train.clip_norm: tables in torchrec are updated inside the backward pass, where no "
             "global norm is known; set train.store torch or remove clip_norm"
         )
     ours = {id(param) for layer in layers for param in layer.parameters()}
-    sparse = {id(store.weight) for store in stores if not store.fused and store.sparse}
+    sparse = {id(store.weight) for store in stores if store.sparse and not store.fused}
     own = {id(param): group.name for group in groups for param in group.params}
     hidden = {id(param) for store in fused for param in store.parameters()} | own.keys()
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in hidden]
