@@ -11,8 +11,11 @@ import typer
 from pipelines.cli_shared import (
     DEFAULT_URI,
     AsJson,
+    CacheFolder,
     ConfigFile,
+    DataRoot,
     Overrides,
+    RunsFolder,
     TrackingUri,
     reporter,
     show,
@@ -114,12 +117,40 @@ def models(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def embeddings(as_json: AsJson = False) -> None:
-    """The table methods."""
-    from recsys.embeddings import EMBEDDINGS
+def embeddings(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file of a run: solve budgets on its features.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="Bytes (10MB) or a share of the full table (0.1).")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Table methods, by comma. Default: all.")
+    ] = None,
+    overrides: Overrides = None,
+    root: DataRoot = ".",
+    out: RunsFolder = Path("runs"),
+    cache: CacheFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """The table methods; with a config, what each makes of a byte budget, without training."""
+    if config is None:
+        from recsys.embeddings import EMBEDDINGS
 
-    result = {name: _first_line(kind) for name, kind in EMBEDDINGS.items()}
-    show(result, as_json, _lines)
+        show({name: _first_line(kind) for name, kind in EMBEDDINGS.items()}, as_json, _lines)
+        return
+    from pipelines import embeddings as pipeline
+    from recsys.config import load_config
+
+    result = pipeline.run(
+        load_config(config, overrides or ()),
+        budgets=[pipeline.parse_budget(text) for text in budget or ["1.0", "0.5", "0.1", "0.01"]],
+        methods=methods.split(",") if methods else None,
+        root=root,
+        cache=cache or out / "cache",
+        reporter=reporter(),
+    )
+    show(result, as_json, pipeline.render)
 
 
 @config_app.command("show")

@@ -32,7 +32,7 @@ class Prepared:
 def prepare(config: RunConfig, *, root: str, cache: Path, reporter: Reporter) -> Prepared:
     """Reads what an earlier run left in ``cache`` for the same data and rules, else makes it."""
     raw = splits(config.data, root)
-    features = _features(config, raw, cache, reporter)
+    features = fit_features(config, raw, cache, reporter)
     assembly = build(config, features)
 
     def encode(name: str) -> EncodedData | None:
@@ -49,7 +49,8 @@ def prepare(config: RunConfig, *, root: str, cache: Path, reporter: Reporter) ->
     return Prepared(raw, features, assembly, train, encode("valid"), encode("test"))
 
 
-def _features(config: RunConfig, raw: Splits, cache: Path, reporter: Reporter) -> Features:
+def fit_features(config: RunConfig, raw: Splits, cache: Path, reporter: Reporter) -> Features:
+    """The fitted features of ``raw.train``, or those that an earlier run left in ``cache``."""
     rule = {name: feature.model_dump(mode="json") for name, feature in config.features.items()}
     key = json.dumps([raw.train.fingerprint, rule])
     folder = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}"

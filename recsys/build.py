@@ -59,13 +59,20 @@ class Assembly:
         return self
 
 
+def layer_dims(config: RunConfig) -> dict[str, int]:
+    """The widths of the vectors that the model asks for, by layer."""
+    dims: dict[str, int] = MODELS[config.model.name].tables(
+        config.model, config.embedding.embedding_dim
+    )
+    return dims
+
+
 def build(config: RunConfig, features: Features) -> Assembly:
     """Builds all modules from ``config.seed``: same config and features, same weights."""
     torch.manual_seed(config.seed)
-    kind = MODELS[config.model.name]
-    dims = kind.tables(config.model, config.embedding.embedding_dim)
+    dims = layer_dims(config)
     id_map, layers = build_embeddings(config.embedding, features.fields, dims, train=config.train)
-    model = kind(config.model, features.fields, layers)
+    model = MODELS[config.model.name](config.model, features.fields, layers)
     selection = None
     if config.selection is not None:
         chosen = [layer for layer in model.modules() if isinstance(layer, EmbeddingLayer)]

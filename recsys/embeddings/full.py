@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -70,6 +70,9 @@ class Full(TableMethod):
             raise refuse(budget, spent + column * len(wide), "embedding.method full")
         width = min(width, self.config.embedding_dim)
         return {name: width if name in wide else dim for name, dim in self.dims.items()}
+
+    def solution(self) -> dict[str, Any]:
+        return {"embedding_dim": max(self.dims.values()), "rows": self._rows}
 
     def slots(self, f: int) -> tuple[int, ...]:
         return () if self.fields[f].kind == "numeric" else (0,)

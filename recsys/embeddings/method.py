@@ -83,6 +83,10 @@ class TableMethod(ABC):
         self.fields = tuple(fields)
         self.dims = dict(dims)
 
+    def solution(self) -> dict[str, Any]:
+        """What the plan has chosen, by name: what a budget was spent on."""
+        return {}
+
     @abstractmethod
     def slots(self, f: int) -> tuple[int, ...]:
         """Table index of each lookup of field ``f``, not falling; empty for a numeric field."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import nn
@@ -128,6 +128,9 @@ class Unified(TableMethod):
                 "the model; change lookups or the model's width"
             )
         return dim // self._most
+
+    def solution(self) -> dict[str, Any]:
+        return {"rows": self._shared, "exact rows": self._exact_rows, "lookups": self._most}
 
     def slots(self, f: int) -> tuple[int, ...]:
         field = self.fields[f]

@@ -1,0 +1,175 @@
+"""What every table method makes of a byte budget, on the features of a config, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from rich.table import Table
+
+from pipelines.prepare import fit_features
+from recsys.build import layer_dims
+from recsys.config import RunConfig
+from recsys.data import splits
+from recsys.embeddings import EMBEDDINGS, EmbeddingLayer, IdMap, TableConfig, build_embeddings
+from recsys.embeddings.budget import budget_bytes, parse_bytes
+from recsys.features import Features
+from recsys.training.progress import Reporter, SilentReporter
+from recsys.types import InputError, MemoryReport
+
+Result = dict[str, Any]
+
+
+def run(
+    config: RunConfig,
+    *,
+    budgets: Sequence[str | float],
+    methods: Sequence[str] | None = None,
+    root: str = ".",
+    cache: Path = Path("runs/cache"),
+    reporter: Reporter | None = None,
+) -> Result:
+    """Solves each budget with each method (default: all of them).
+
+    Returns ``{fields: {name: ids}, rows: [{method, budget, budget_bytes, feasible, reason,
+    solution, trainable_params, stored_bytes, training_bytes, lookups_per_row, collisions}]}``.
+    ``collisions``: per feature the share of its training lookups whose id has all of its rows in
+    common with another id, counted, not estimated; features with open ids are left out. Keys of
+    ``config.embedding`` hold for its own method; others have their defaults.
+
+    Errors: `InputError` for an unknown method or budgets that are none.
+    """
+    unknown = sorted(set(methods or ()) - set(EMBEDDINGS))
+    if unknown:
+        raise InputError(f"--methods {unknown[0]}: no such method; known: {', '.join(EMBEDDINGS)}")
+    raw = splits(config.data, root)
+    features = fit_features(config, raw, cache, reporter or SilentReporter())
+    rows = [
+        _solved(config, features, method, budget)
+        for budget in budgets
+        for method in methods or EMBEDDINGS
+    ]
+    sizes = {field.name: field.num_ids for field in features.fields if field.kind != "numeric"}
+    return {"fields": sizes, "rows": rows}
+
+
+def parse_budget(text: str) -> str | float:
+    """``0.1`` is a share, ``10MB`` a size.
+
+    Errors: `InputError` for a text that is neither.
+    """
+    try:
+        share = float(text)
+    except ValueError:
+        share = None
+    try:
+        if share is None:
+            parse_bytes(text)
+            return text
+    except ValueError as error:
+        raise InputError(f"--budget: {error}") from error
+    if not 0 < share <= 1:
+        raise InputError(f"--budget {text}: a share lies in (0, 1]; for bytes give a unit")
+    return share
+
+
+def table_config(config: RunConfig, method: str, budget: str | float) -> TableConfig:
+    """The config of ``method`` under ``budget``: that of the run if it is its method.
+
+    Errors: `InputError` if the method has no such setting.
+    """
+    own = config.embedding.model_dump(exclude_unset=True)
+    keys = own if own["method"] == method else {"method": method}
+    keys = {key: value for key, value in keys.items() if key not in SIZES}
+    keys |= {"embedding_dim": config.embedding.embedding_dim, "budget": budget}
+    try:
+        return EMBEDDINGS[method].Config.model_validate(keys)
+    except ValidationError as error:
+        raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+
+
+SIZES = ("rows", "compression", "alpha", "rank", "width", "parts", "collisions")
+"""Keys that fix a method's size, and so give way to a budget."""
+
+
+def _solved(config: RunConfig, features: Features, method: str, budget: str | float) -> Result:
+    dims = layer_dims(config)
+    row: Result = {"method": method, "budget": budget}
+    try:
+        row["budget_bytes"] = budget_bytes(budget, features.fields, dims)
+        table = table_config(config, method, budget)
+        torch.manual_seed(config.seed)
+        id_map, layers = build_embeddings(table, features.fields, dims, train=config.train)  # type: ignore[arg-type]
+    except InputError as error:
+        return row | {"feasible": False, "reason": str(error)}
+    training = sum(layer.memory().training_bytes for layer in layers.values())
+    final = [layer.finalise() for layer in layers.values()]
+    total = sum((layer.memory() for layer in final), MemoryReport(0, 0, 0, 0))
+    plan = EMBEDDINGS[method](table, features.fields, dims)
+    return row | {
+        "feasible": True,
+        "reason": None,
+        "solution": plan.solution(),
+        **asdict(total),
+        "training_bytes": training,
+        "collisions": _collisions(id_map, final[0]),
+    }
+
+
+def _collisions(id_map: IdMap, layer: EmbeddingLayer) -> dict[str, float]:
+    shares = {}
+    for f, field in enumerate(layer.fields):
+        if field.num_ids is None or field.counts is None or field.shares is not None:
+            continue
+        ids = torch.arange(field.num_ids).unsqueeze(-1)
+        rows = id_map.row_map(ids, f).numpy()  # (V, T)
+        _, group, size = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+        counts = field.counts.astype(np.float64)
+        met = counts[size[group.reshape(-1)] > 1].sum()
+        shares[field.name] = float(met / max(counts.sum(), 1.0))
+    return shares
+
+
+def render(result: Result) -> Table:
+    """One line per budget and method; what is out of reach says its floor."""
+    table = Table(
+        title=f"{len(result['fields'])} features with ids, "
+        f"{sum(n or 0 for n in result['fields'].values()):,} ids"
+    )
+    for title in ("budget", "method", "solved", "stored", "training", "lookups", "collisions"):
+        side = "left" if title in ("method", "solved") else "right"
+        table.add_column(title, justify=side)  # type: ignore[arg-type]
+    for row in result["rows"]:
+        if not row["feasible"]:
+            table.add_row(str(row["budget"]), row["method"], f"[dim]{row['reason']}[/dim]")
+            continue
+        worst = max(row["collisions"].items(), key=lambda item: item[1], default=("", 0.0))
+        table.add_row(
+            str(row["budget"]),
+            row["method"],
+            ", ".join(f"{key} {_plain(value)}" for key, value in row["solution"].items()),
+            f"{row['stored_bytes']:,}",
+            f"{row['training_bytes']:,}",
+            str(row["lookups_per_row"]),
+            f"{worst[1]:.1%} ({worst[0]})" if worst[1] else "none",
+        )
+    table.caption = (
+        "bytes: all tables of the model, index structures included; collisions: share of the "
+        "training lookups of the worst feature whose id shares all its rows with another id"
+    )
+    return table
+
+
+def _plain(value: Any) -> str:
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )

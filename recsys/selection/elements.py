@@ -1,0 +1,152 @@
+"""Selection of single weights: masked tables, retraining under the mask, the smallest serving form.
+
+Every layer has masks of its own (`RowSelection`, which gives all layers one gate per row, is for
+methods that decide about whole values). Which weights go, and when, is the method's; closing,
+packing and counting are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from recsys.embeddings import EmbeddingLayer, IdMap
+from recsys.embeddings.compact import compact, described, empty
+from recsys.embeddings.store import FloatStore, Store
+from recsys.selection.masked import MaskedStore
+from recsys.selection.method import Selection
+from recsys.selection.packing import PackedRows, smallest_dtype
+from recsys.settings import TrainConfig
+from recsys.types import InputError
+
+
+class ElementSelection(Selection):
+    """Wraps every store by `wrap`. Errors: `InputError` for a model without tables."""
+
+    def __init__(self, config: Any, layers: Sequence[EmbeddingLayer], train: TrainConfig) -> None:
+        self.config = config
+        self.layers = list(layers)
+        self.train = train
+        self._sizes: Mapping[str, Any] | None = None  # what `assume` was told
+        if not layers or not layers[0].tables:
+            raise InputError(
+                "selection works on embedding tables, and this model has none; remove the key, or "
+                "give the features an encoding with ids"
+            )
+        for place, layer in enumerate(layers):
+            for k, store in enumerate(layer.float_tables):
+                layer.stores[k] = self.wrap(store, place, k)
+
+    def wrap(self, store: FloatStore, layer: int, table: int) -> MaskedStore:
+        """The store that stands in for table ``table`` of layer number ``layer``."""
+        return MaskedStore(store=store)
+
+    @property
+    def stores(self) -> list[MaskedStore]:
+        """All wrapped tables, layer by layer."""
+        return [cast(MaskedStore, store) for layer in self.layers for store in layer.tables]
+
+    def close(self, kept: Sequence[Tensor]) -> None:
+        """Masks all but ``kept``, (R, width) for each of `stores`, for good.
+
+        Errors: `InputError` if nothing is left.
+        """
+        if not any(bool(mask.any()) for mask in kept):
+            raise InputError(
+                f"selection.method {self.config.method} has pruned every weight; prune less"
+            )
+        for store, mask in zip(self.stores, kept, strict=True):
+            store.close(mask)
+
+    def report(self) -> dict[str, Any]:
+        """Rows and parameters kept, and the form of each table of each layer."""
+        tables = [store.served() for store in self.stores]
+        open_rows = [mask.cpu() for mask in self._open_rows()]
+        return {
+            "method": self.config.method,
+            "rows": sum(len(mask) for mask in open_rows),
+            "rows_kept": sum(int(mask.sum()) for mask in open_rows),
+            "parameters": sum(table.numel() for table in tables),
+            "parameters_kept": sum(int((table != 0).sum()) for table in tables),
+            **self._plan(),
+        }
+
+    def assume(self, report: Mapping[str, Any]) -> None:
+        for per_layer in report["forms"]:
+            for form in per_layer:
+                empty(form)  # a report that makes no sense is refused here, not when weights load
+        self._sizes = report
+
+    def pack(self, model: nn.Module, id_map: IdMap) -> IdMap:
+        """Rows without any weight leave all layers if their remap costs less than they do."""
+        plan = self._sizes or self._plan()
+        row_map, extra = id_map.row_map, 0
+        kept = [mask.cpu() for mask in self._open_rows()]
+        if self._sizes is not None and plan["remapped"]:
+            counts = plan["kept_by_table"]
+            kept = [torch.arange(len(m)) < n for m, n in zip(kept, counts, strict=True)]
+        if plan["remapped"]:
+            first = self.layers[0]
+            slots = [first.slots(f) for f in range(len(first.fields))]
+            packed = PackedRows(row_map=row_map, kept=kept, slots=slots, singles=id_map.singles)
+            extra = sum(b.numel() * b.element_size() for b in (packed.remap, packed.base))
+            row_map = packed
+        for parent in list(model.modules()):
+            for name, layer in list(parent.named_children()):
+                if not isinstance(layer, EmbeddingLayer):
+                    continue
+                if self._sizes is not None:
+                    stores = [empty(f) for f in plan["forms"][_place(self.layers, layer)]]
+                else:
+                    stores = self._compacted(layer, kept if plan["remapped"] else None)
+                setattr(parent, name, layer.over(stores, row_map, extra))
+                extra = 0  # the map is shared: it counts once
+        return IdMap(row_map=row_map, fields=self.layers[0].fields)
+
+    def training_bytes(self) -> int:
+        return sum(store.mask.numel() for store in self.stores)
+
+    def _open_rows(self) -> list[Tensor]:
+        """For each table (R,) bool: rows with a weight in any layer."""
+        return [
+            torch.stack(
+                [(cast(MaskedStore, layer.tables[k]).served() != 0).any(1) for layer in self.layers]
+            ).any(0)
+            for k in range(len(self.layers[0].tables))
+        ]
+
+    def _compacted(self, layer: EmbeddingLayer, kept: Sequence[Tensor] | None) -> list[Store]:
+        stores = []
+        for k, store in enumerate(layer.tables):
+            weight = cast(MaskedStore, store).served().cpu()
+            if kept is not None:
+                weight = torch.cat([weight[kept[k]], weight.new_zeros(1, weight.size(1))])
+            stores.append(compact(weight))
+        return stores
+
+    def _plan(self) -> dict[str, Any]:
+        """Whether a remap of rows pays, and the form of each table of each layer."""
+        kept = [mask.cpu() for mask in self._open_rows()]
+        index = smallest_dtype(max(int(mask.sum()) for mask in kept)).itemsize
+        remap = index * sum(len(mask) for mask in kept)
+        whole = [self._compacted(layer, None) for layer in self.layers]
+        fewer = [self._compacted(layer, kept) for layer in self.layers]
+        remapped = _bytes(fewer) + remap < _bytes(whole)
+        chosen = fewer if remapped else whole
+        return {
+            "remapped": remapped,
+            "kept_by_table": [int(mask.sum()) for mask in kept],
+            "forms": [[described(store) for store in stores] for stores in chosen],
+        }
+
+
+def _bytes(stores: Sequence[Sequence[Store]]) -> int:
+    tensors = [t for row in stores for s in row for t in (*s.parameters(), *s.buffers())]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _place(layers: Sequence[EmbeddingLayer], layer: EmbeddingLayer) -> int:
+    return next(place for place, one in enumerate(layers) if one is layer)
