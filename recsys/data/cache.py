@@ -37,6 +37,7 @@ from serving.parquet import Source
 BATCH_ROWS = 32_768
 WINDOW_BLOCKS = 32
 """Blocks that are shuffled together: about a million rows."""
+_PARTED = 0x9A27ED  # keeps the draw of `parted` apart from those of the order of rows
 
 _log = logging.getLogger(__name__)
 
@@ -131,16 +132,29 @@ def _judged(
 
 
 class EncodedData:
-    """Rows of one part of the data, at the rows stage, in a memory-mapped file."""
+    """Rows of one part of the data, at the rows stage, in a memory-mapped file.
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    ``chosen``: (rows,) bool, the rows of the file that belong to this part; ``None``: all.
+    """
+
+    def __init__(self, path: Path, layout: Layout, chosen: np.ndarray | None = None) -> None:
         self.path = path
         self.fingerprint = layout.key
         self._layout = layout
         self._blocks = read_blocks(path, layout)
+        self._chosen = chosen
+        if chosen is not None:
+            self.fingerprint += hashlib.sha256(np.packbits(chosen).tobytes()).hexdigest()
 
     def __len__(self) -> int:
-        return self._layout.rows
+        return self._layout.rows if self._chosen is None else int(self._chosen.sum())
+
+    def parted(self, share: float, *, seed: int) -> tuple[EncodedData, EncodedData]:
+        """The rows without a random ``share`` of them, and that share."""
+        assert self._chosen is None, "parts are not parted again"
+        second = np.random.default_rng([seed, _PARTED]).random(self._layout.rows) < share
+        first = EncodedData(self.path, self._layout, ~second)
+        return first, EncodedData(self.path, self._layout, second)
 
     def batches(
         self,
@@ -176,14 +190,17 @@ class EncodedData:
         if shuffle:
             blocks = np.random.default_rng([seed, epoch]).permutation(blocks)
         for window, first in enumerate(range(0, len(blocks), WINDOW_BLOCKS)):
-            chosen = blocks[first : first + WINDOW_BLOCKS]
-            count = sum(len(self._blocks[b].label) for b in chosen)
-            if skip >= count:
-                skip -= count
-                continue
             rows = np.concatenate(
-                [b * BLOCK_ROWS + np.arange(len(self._blocks[b].label)) for b in chosen]
+                [
+                    b * BLOCK_ROWS + np.arange(len(self._blocks[b].label))
+                    for b in blocks[first : first + WINDOW_BLOCKS]
+                ]
             )
+            if self._chosen is not None:
+                rows = rows[self._chosen[rows]]
+            if skip >= len(rows):
+                skip -= len(rows)
+                continue
             if shuffle:
                 rows = np.random.default_rng([seed, epoch, 1 + window]).permutation(rows)
             yield rows[skip:]

@@ -39,6 +39,7 @@ class Loop(Protocol):
 
     model: nn.Module
     config: TrainConfig
+    seed: int
 
     @property
     def train_rows(self) -> Rows:

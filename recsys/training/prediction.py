@@ -36,6 +36,10 @@ class Rows(Protocol):
         """Batches at the rows stage with their targets, skipping the first ``start``."""
         ...
 
+    def parted(self, share: float, *, seed: int) -> tuple[Rows, Rows]:
+        """The rows without a random ``share`` of them, and that share."""
+        ...
+
 
 @dataclass(frozen=True)
 class Predictions:
