@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,17 @@ from typing import Any
 import yaml
 
 from pipelines import train
-from pipelines.benchmark_report import markdown, read_report, render, summary, write_report
-from recsys.config import RunConfig, load_config, parse_config
+from pipelines.benchmark_report import (
+    CLICKS,
+    Columns,
+    markdown,
+    ranking_columns,
+    read_report,
+    render,
+    summary,
+    write_report,
+)
+from recsys.config import AnyRunConfig, SequenceRunConfig, load_config, parse_config
 from recsys.training import plots
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import open_tracker
@@ -35,7 +44,7 @@ class Job:
     """One run of the grid. ``label``: stem of the config's file; ``data``: digest of its data."""
 
     label: str
-    config: RunConfig
+    config: AnyRunConfig
     data: str
 
     @property
@@ -63,18 +72,22 @@ def run(
 
     Returns ``{rows: [{config, seeds, auc, auc_sd, logloss, logloss_sd, published_auc,
     published_logloss, source, parameters, stored_bytes, epochs, seconds, rows_per_second}],
-    failed: [...], markdown}``: means over the seeds; each metric also has its ``METRIC_values``,
-    and a log with groups has ``gauc``. Finished runs are kept in ``out/benchmark`` and not
+    failed: [...], metrics, markdown}``: means over the seeds; each metric also has its
+    ``METRIC_values``, and a log with groups has ``gauc``. Where models rank items, ``ndcg@10`` and
+    ``recall@10`` take the places of ``auc`` and ``logloss`` (see `benchmark_report.Columns`).
+    Finished runs are kept in ``out/benchmark`` and not
     repeated, and an interrupted one goes on from its checkpoint. ``workers`` processes share the
     cores evenly.
-    ``published``: YAML of ``config: {auc, logloss, source}``. ``report``: Markdown file to write;
+    ``published``: YAML of ``config: {METRIC: value, source: text}``. ``report``: Markdown file to write;
     where it exists, only the part between its two `recsys benchmark` comments is replaced.
 
     Errors: `InputError` for configs that do not load, before anything runs.
     """
     reporter = reporter or SilentReporter()
-    jobs = _grid(configs, seeds, overrides, root)
-    known = _published(published)
+    loaded = _load(configs, overrides)
+    columns = _columns(loaded)
+    known = _published(published, columns, loaded)
+    jobs = _grid(loaded, seeds, root)
     if report is not None:
         read_report(report)  # a page that cannot take the table must not wait for hours
     folder = out / "benchmark"
@@ -86,55 +99,96 @@ def run(
             partial(_train, root=root, out=out, cache=cache, parent=parent),
             workers,
             reporter,
+            columns,
         )
         rows = []
         for label in dict.fromkeys(job.label for job in jobs):
             mine = [job for job in jobs if job.label == label and job.key in results]
             done = {job.config.seed: results[job.key] for job in mine}
             if done:
-                rows.append(summary(label, done, known.get(label, {})))
-        text = markdown(rows, command)
+                rows.append(summary(label, done, known.get(label, {}), columns))
+        text = markdown(rows, command, columns)
         if rows:
-            dots = {row["config"]: (row["auc_values"], row["published_auc"]) for row in rows}
+            first = columns.first
+            dots = {r["config"]: (r[f"{first}_values"], r[f"published_{first}"]) for r in rows}
             tracker.log_text(text, "benchmark.md")
-            tracker.log_figure(plots.spread(dots, "Test AUC"), "plots/benchmark.png")
+            title = f"Test {columns.titles[0]}"
+            tracker.log_figure(plots.spread(dots, title), "plots/benchmark.png")
     if report is not None:
         write_report(report, text)
-    return {"rows": rows, "failed": failed, "markdown": text}
+    return {"rows": rows, "failed": failed, "metrics": columns._asdict(), "markdown": text}
 
 
-def _grid(configs: Sequence[Path], seeds: int, overrides: Sequence[str], root: str) -> list[Job]:
+def _load(configs: Sequence[Path], overrides: Sequence[str]) -> dict[str, AnyRunConfig]:
     stems = [path.stem for path in configs]
     double = {stem for stem in stems if stems.count(stem) > 1}
     if double:
         raise InputError(f"configs: {min(double)!r} is given twice; file names must differ")
+    return {path.stem: load_config(path, overrides) for path in configs}
+
+
+def _grid(loaded: Mapping[str, AnyRunConfig], seeds: int, root: str) -> list[Job]:
     jobs = []
-    for path in configs:
-        first = load_config(path, overrides)
-        if first.data.test is None and first.data.source is None:
-            raise InputError(f"config {path}: a benchmark needs data.test")
-        parts = (first.data.source, first.data.train, first.data.valid, first.data.test)
+    for label, first in loaded.items():
+        parts = _data(first, label)
         data = " ".join(open_source(part, root).fingerprint for part in parts if part is not None)
         for seed in range(first.seed, first.seed + seeds):
-            jobs.append(Job(path.stem, first.model_copy(update={"seed": seed}), data))
+            jobs.append(Job(label, first.model_copy(update={"seed": seed}), data))
     return jobs
 
 
-def _published(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
+def _data(config: AnyRunConfig, label: str) -> list[Any]:
+    """The paths that a run reads; it needs a test split."""
+    if isinstance(config, SequenceRunConfig):
+        return [config.data.source]
+    data = config.data
+    if data.test is None and data.source is None:
+        raise InputError(f"config {label}: a benchmark needs data.test")
+    return [data.source, data.train, data.valid, data.test]
+
+
+def _columns(loaded: Mapping[str, AnyRunConfig]) -> Columns:
+    """What the table shows. Errors: `InputError` for runs that have no metric in common."""
+    rankings = {
+        label: config.ranking
+        for label, config in loaded.items()
+        if isinstance(config, SequenceRunConfig)
+    }
+    if not rankings:
+        return CLICKS
+    others = loaded.keys() - rankings.keys()
+    if others:
+        raise InputError(
+            f"configs: {min(rankings)} ranks items and {min(others)} scores clicks, which no "
+            "metric compares; run one benchmark for each kind"
+        )
+    cutoffs = {ranking.shown for ranking in rankings.values()}
+    if len(cutoffs) > 1:
+        raise InputError(
+            "configs: ranking.cutoffs have no k in common for the table; measure 10 in all of them"
+        )
+    return ranking_columns(cutoffs.pop())
+
+
+def _published(
+    path: Path | None, columns: Columns, labels: Collection[str]
+) -> Mapping[str, Mapping[str, Any]]:
     if path is None:
         return {}
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"published {path}: cannot be read ({error})") from error
+    metrics = (columns.first, columns.second)
     if not isinstance(tree, dict):
-        raise InputError(f"published {path}: must be a mapping of config: {{auc, logloss, source}}")
-    for label, values in tree.items():
-        if not isinstance(values, dict) or not values.keys() <= {"auc", "logloss", "source"}:
+        keys = ", ".join(metrics)
+        raise InputError(f"published {path}: must be a mapping of config: {{{keys}, source}}")
+    for label, values in ((label, tree[label]) for label in tree if label in labels):
+        if not isinstance(values, dict) or not values.keys() <= {*metrics, "source"}:
             raise InputError(
-                f"published {path}: {label}: must be a mapping of auc, logloss and source"
+                f"published {path}: {label}: must be a mapping of {', '.join(metrics)} and source"
             )
-        for key in ("auc", "logloss"):
+        for key in metrics:
             if not isinstance(values.get(key), float | int | None):
                 raise InputError(
                     f"published {path}: {label}.{key}: {values[key]!r} is no number; give it as "
@@ -168,7 +222,12 @@ class _Parent:
 
 
 def _run_all(
-    jobs: Sequence[Job], folder: Path, work: Any, workers: int, reporter: Reporter
+    jobs: Sequence[Job],
+    folder: Path,
+    work: Any,
+    workers: int,
+    reporter: Reporter,
+    columns: Columns,
 ) -> tuple[dict[str, Result], list[str]]:
     results: dict[str, Result] = {}
     failed: list[str] = []
@@ -193,7 +252,8 @@ def _run_all(
         test = result["metrics"]["test"]
         reporter.say(
             f"{len(results)}/{len(jobs)} {job.label} seed {job.config.seed}: "
-            f"test auc {test['auc']:.5f}, logloss {test['logloss']:.5f}, {result['seconds']:.0f} s"
+            f"test {columns.first} {test[columns.first]:.5f}, "
+            f"{columns.second} {test[columns.second]:.5f}, {result['seconds']:.0f} s"
         )
     return results, failed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -16,10 +16,32 @@ Result = dict[str, Any]
 BEGIN, END = "<!-- recsys benchmark -->", "<!-- end of recsys benchmark -->"
 
 
-def summary(label: str, done: Mapping[int, Result], published: Mapping[str, Any]) -> Result:
+class Columns(NamedTuple):
+    """The two test metrics of a table, the first one compared with the published value.
+
+    ``titles``: how they are written; ``more``: metrics of a row that the table does not show.
+    """
+
+    first: str
+    second: str
+    titles: tuple[str, str]
+    more: tuple[str, ...] = ()
+
+
+CLICKS = Columns("auc", "logloss", ("AUC", "logloss"), ("gauc",))
+
+
+def ranking_columns(k: int) -> Columns:
+    """Of models that rank items."""
+    return Columns(f"ndcg@{k}", f"recall@{k}", (f"NDCG@{k}", f"Recall@{k}"), ("mrr",))
+
+
+def summary(
+    label: str, done: Mapping[int, Result], published: Mapping[str, Any], columns: Columns = CLICKS
+) -> Result:
     """Mean, standard deviation and values of test metrics over ``done``, the results by seed."""
     row: Result = {"config": label, "seeds": sorted(done)}
-    for metric in ("auc", "gauc", "logloss"):
+    for metric in (columns.first, *columns.more, columns.second):
         values = [result["metrics"]["test"].get(metric) for result in done.values()]
         if None in values:
             continue
@@ -27,8 +49,8 @@ def summary(label: str, done: Mapping[int, Result], published: Mapping[str, Any]
         row[f"{metric}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         row[f"{metric}_values"] = values
     return row | {
-        "published_auc": published.get("auc"),
-        "published_logloss": published.get("logloss"),
+        f"published_{columns.first}": published.get(columns.first),
+        f"published_{columns.second}": published.get(columns.second),
         "source": published.get("source"),
         # Selection keeps another number of rows with every seed.
         "parameters": round(np.mean([r["parameters"] for r in done.values()])),
@@ -40,23 +62,24 @@ def summary(label: str, done: Mapping[int, Result], published: Mapping[str, Any]
     }
 
 
-def markdown(rows: Sequence[Result], command: str) -> str:
+def markdown(rows: Sequence[Result], command: str, columns: Columns = CLICKS) -> str:
     """The table, under the command that made it."""
+    first, second = columns.titles
     head = (
-        "| config | seeds | test AUC | published | difference | logloss | published | parameters "
-        "| table bytes | epochs | seconds |"
+        f"| config | seeds | test {first} | published | difference | {second} | published "
+        "| parameters | table bytes | epochs | seconds |"
     )
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for row in rows:
-        auc, paper = row["auc"], row["published_auc"]
+        paper, other = (row[f"published_{key}"] for key in (columns.first, columns.second))
         cells = [
             f"`{row['config']}`",
             str(len(row["seeds"])),
-            _spread(row, "auc"),
+            _spread(row, columns.first),
             "" if paper is None else f"{paper:.4f}",
-            "" if paper is None else f"{auc - paper:+.4f}",
-            _spread(row, "logloss"),
-            "" if row["published_logloss"] is None else f"{row['published_logloss']:.4f}",
+            "" if paper is None else f"{row[columns.first] - paper:+.4f}",
+            _spread(row, columns.second),
+            "" if other is None else f"{other:.4f}",
             f"{row['parameters']:,}",
             f"{row['stored_bytes']:,}",
             f"{row['epochs']:.0f}",
@@ -94,17 +117,19 @@ def write_report(report: Path, table: str) -> None:
 
 def render(result: Result) -> Table:
     """One line per config."""
+    columns = Columns(**result["metrics"])
     table = Table()
-    for title in ("config", "seeds", "test AUC", "published", "logloss", "bytes", "seconds"):
+    first, second = columns.titles
+    for title in ("config", "seeds", f"test {first}", "published", second, "bytes", "seconds"):
         table.add_column(title, justify="left" if title == "config" else "right")
     for row in result["rows"]:
-        paper = row["published_auc"]
+        value, paper = row[columns.first], row[f"published_{columns.first}"]
         table.add_row(
             row["config"],
             str(len(row["seeds"])),
-            _spread(row, "auc"),
-            "" if paper is None else f"{paper:.4f} ({row['auc'] - paper:+.4f})",
-            _spread(row, "logloss"),
+            _spread(row, columns.first),
+            "" if paper is None else f"{paper:.4f} ({value - paper:+.4f})",
+            _spread(row, columns.second),
             f"{row['stored_bytes']:,}",
             f"{row['seconds']:.0f}",
         )

@@ -110,7 +110,7 @@ def benchmark(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per config, from its own on.")] = 3,
     overrides: Overrides = None,
     published: Annotated[
-        Path | None, typer.Option(help="YAML of CONFIG: {auc, logloss, source}.")
+        Path | None, typer.Option(help="YAML of CONFIG: {METRIC: value, source}.")
     ] = None,
     data_root: DataRoot = ".",
     out: RunsFolder = Path("runs"),
@@ -181,13 +181,16 @@ def score(
     source: Annotated[str, typer.Argument(metavar="IN", help="Parquet file, folder, glob or URL.")],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
     keep: Annotated[str, typer.Option(help="Columns to keep, comma-separated.")] = "",
+    k: Annotated[
+        int | None, typer.Option("--k", min=1, help="Items a row, of a bundle that recommends.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score Parquet to Parquet with the TorchScript bundle (same code as `python -m serving`)."""
     from serving.batch import score as score_parquet
 
     columns = [column for column in keep.split(",") if column]
-    report = score_parquet(bundle, source, out, keep=columns)
+    report = score_parquet(bundle, source, out, keep=columns, k=k)
     result = {
         "rows": report.rows,
         "seconds": report.seconds,

@@ -140,10 +140,10 @@ def embeddings(
         show({name: _first_line(kind) for name, kind in EMBEDDINGS.items()}, as_json, _lines)
         return
     from pipelines import embeddings as pipeline
-    from recsys.config import load_config
+    from recsys.config import load_click_config
 
     result = pipeline.run(
-        load_config(config, overrides or ()),
+        load_click_config(config, overrides or ()),
         budgets=[pipeline.parse_budget(text) for text in budget or ["1.0", "0.5", "0.1", "0.01"]],
         methods=methods.split(",") if methods else None,
         root=root,
@@ -165,11 +165,16 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @config_app.command("schema")
-def config_schema() -> None:
+def config_schema(
+    sequences: Annotated[
+        bool, typer.Option("--sequences", help="Of runs of item-sequence models.")
+    ] = False,
+) -> None:
     """Print the JSON schema of configs, for editors."""
-    from recsys.config import RunConfig
+    from recsys.config import RunConfig, SequenceRunConfig
 
-    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+    kind = SequenceRunConfig if sequences else RunConfig
+    typer.echo(json.dumps(kind.model_json_schema(), indent=2))
 
 
 def _first_line(kind: type) -> str:

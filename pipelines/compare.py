@@ -54,6 +54,12 @@ def run(
     """
     reader = RunReader(uri)
     found = reader.find(runs, experiment=experiment)
+    for record in found if runs else ():
+        if record.tags.get("task") == "top_k":
+            raise InputError(
+                f"{_who(record)} ranks items and has no scores of rows to compare; recsys "
+                "benchmark puts runs of its kind side by side"
+            )
     with tempfile.TemporaryDirectory() as folder:
         scored = {
             record.run_id: _predictions(reader, record, split, Path(folder)) for record in found

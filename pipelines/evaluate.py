@@ -12,7 +12,8 @@ import pyarrow as pa
 from rich.console import Group
 from rich.table import Table
 
-from recsys.config import parse_config
+from pipelines import evaluate_ranking
+from recsys.config import parse_click_config
 from recsys.data import Source, open_source, splits
 from recsys.data.targets import groups, labels, target_columns, weights
 from recsys.settings import DataConfig
@@ -22,6 +23,7 @@ from recsys.training.progress import Reporter, SilentReporter
 from recsys.types import InputError
 from serving.bundle import Bundle, open_bundle
 from serving.scorer import Scorer
+from serving.topk import TopK
 
 BATCH_ROWS = 8192
 Result = dict[str, Any]
@@ -39,28 +41,36 @@ def run(
     """Scores raw rows of ``data``, or of ``split`` of the run's own data, and measures.
 
     Returns ``{run_id, bundle, metrics: {split: ...}, memory, seconds, rows_per_second}`` and, for
-    each column of ``slices``, the metrics by value.
+    each column of ``slices``, the metrics by value. ``slices`` are for bundles of click models.
     """
     started = time.perf_counter()
+    reporter = reporter or SilentReporter()
     opened = open_bundle(bundle)
-    config = parse_config(opened.manifest["config"], where=f"config in {bundle}").data
-    source = open_source(list(data), root=root) if data else _split(config, split, root)
-    name = "data" if data else split
-    predictions, columns = _predict(opened, source, config, slices, reporter or SilentReporter())
-    seconds = time.perf_counter() - started
-    return {
-        "run_id": opened.manifest.get("run_id"),
-        "bundle": str(bundle),
-        "metrics": {name: predictions.metrics()},
-        "memory": opened.manifest["memory"],
-        "slices": {
+    by_value: dict[str, list[dict[str, Any]]] = {}
+    if opened.task == TopK.task:
+        if slices:
+            raise InputError(
+                f"--slice {slices[0]}: {bundle} recommends items; slices are of clicks"
+            )
+        metrics = evaluate_ranking.measure(opened, data, split, root, reporter)
+    else:
+        predictions, columns = _clicks(opened, data, split, root, slices, reporter)
+        metrics = predictions.metrics()
+        by_value = {
             column: sliced(
                 predictions.labels, predictions.scores, values, weights=predictions.weights
             ).to_pylist()
             for column, values in columns.items()
-        },
+        }
+    seconds = time.perf_counter() - started
+    return {
+        "run_id": opened.manifest.get("run_id"),
+        "bundle": str(bundle),
+        "metrics": {"data" if data else split: metrics},
+        "memory": opened.manifest["memory"],
+        "slices": by_value,
         "seconds": seconds,
-        "rows_per_second": len(predictions.scores) / seconds,
+        "rows_per_second": metrics["rows"] / seconds,
     }
 
 
@@ -73,13 +83,17 @@ def _split(config: DataConfig, split: str, root: str) -> Source:
     return source
 
 
-def _predict(
+def _clicks(
     bundle: Bundle,
-    source: Source,
-    config: DataConfig,
+    data: Sequence[str] | None,
+    split: str,
+    root: str,
     slices: Sequence[str],
     reporter: Reporter,
 ) -> tuple[Predictions, dict[str, pa.ChunkedArray]]:
+    tree = bundle.manifest["config"]
+    config = parse_click_config(tree, where=f"config in {bundle.path}").data
+    source = open_source(list(data), root=root) if data else _split(config, split, root)
     scorer = Scorer(bundle)
     scorer.check(source.schema, str(source.files[0]))
     wanted = list(dict.fromkeys([*scorer.columns, *target_columns(config), *slices]))

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 
 from pipelines.sample import files_by_suffix, run_of, save_figure, spread_rows
-from recsys.config import RunConfig, parse_config
+from recsys.config import RunConfig, parse_click_config
 from recsys.data.targets import labels
 from recsys.training import importance
 from recsys.training.importance import Estimate, permutation_importance
@@ -55,7 +55,7 @@ def run(
     files = files_by_suffix(out, (".png",))
     opened = open_bundle(bundle)
     run_record = run_of(opened, uri)
-    config = parse_config(opened.manifest.get("config", {}), where=f"config in {bundle}")
+    config = parse_click_config(opened.manifest.get("config", {}), where=f"config in {bundle}")
     source = open_source(data)
     scorer = Scorer(opened)
     scorer.check(source.schema, str(source.files[0]))

@@ -6,14 +6,21 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from recsys.build import Assembly, build
-from recsys.config import RunConfig
-from recsys.data import EncodedData, Splits, encoded, splits
+from recsys.build_sequence import SequenceAssembly, build_sequence
+from recsys.config import AnyRunConfig, RunConfig, SequenceRunConfig
+from recsys.data import EncodedData, Splits, encoded, open_source, splits
+from recsys.data.interactions import SequenceFiles, write_sequences
+from recsys.data.item_space import fit_sequences
+from recsys.data.sequence_data import SequenceData, Windows, sequence_data
 from recsys.features import Features, fit
 from recsys.training.progress import Reporter
+
+Fit = Callable[..., Features]
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,55 @@ def prepare(config: RunConfig, *, root: str, cache: Path, reporter: Reporter) ->
     return Prepared(raw, features, assembly, train, encode("valid"), encode("test"))
 
 
-def fit_features(config: RunConfig, raw: Splits, cache: Path, reporter: Reporter) -> Features:
-    """The fitted features of ``raw.train``, or those that an earlier run left in ``cache``."""
+@dataclass(frozen=True)
+class PreparedSequences:
+    """`Prepared` of an item-sequence run."""
+
+    raw: SequenceFiles
+    features: Features
+    assembly: SequenceAssembly
+    train: SequenceData
+    valid: SequenceData
+    test: SequenceData
+
+
+def prepare_sequences(
+    config: SequenceRunConfig, *, root: str, cache: Path, reporter: Reporter
+) -> PreparedSequences:
+    """As `prepare`; ``train`` holds the windows that the model asks for."""
+    raw = sequence_files(config, root, cache, reporter)
+    features = fit_features(config, raw, cache, reporter, fit_sequences)
+    assembly = build_sequence(config, features)
+
+    def encode(name: str, windows: Windows | None = None) -> SequenceData:
+        source = getattr(raw, name)
+        with reporter.bar(f"encode {name}", source.num_rows) as bar:
+            return sequence_data(source, features, cache, windows=windows, progress=bar.advance)
+
+    train = encode("train", assembly.model.windows(config.max_length))
+    return PreparedSequences(raw, features, assembly, train, encode("valid"), encode("test"))
+
+
+def sequence_files(
+    config: SequenceRunConfig, root: str, cache: Path, reporter: Reporter
+) -> SequenceFiles:
+    """The log of ``config`` as sequences, or those that an earlier run left in ``cache``."""
+    log = open_source(config.data.source, root)
+    with reporter.bar("sequences", log.num_rows) as bar:
+        return write_sequences(log, config.data, config.column, cache, progress=bar.advance)
+
+
+def fit_features(
+    config: AnyRunConfig,
+    raw: Splits | SequenceFiles,
+    cache: Path,
+    reporter: Reporter,
+    fit: Fit = fit,
+) -> Features:
+    """The features that ``fit`` finds in ``raw.train``, or those that an earlier run left in
+    ``cache``."""
     rule = {name: feature.model_dump(mode="json") for name, feature in config.features.items()}
-    key = json.dumps([raw.train.fingerprint, rule])
+    key = json.dumps([raw.train.fingerprint, rule, fit.__name__])
     folder = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     if folder.is_dir():
         return Features.load(folder)

@@ -1,8 +1,9 @@
-"""Raw rows for explanations: few enough to hold, from everywhere in the data."""
+"""Raw rows for proofs and explanations: few enough to hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,21 @@ from recsys.training.tracking import NullTracker
 from recsys.training.tracking.attach import FinishedRun
 from recsys.types import InputError
 from serving.bundle import Bundle
+from serving.encode import InputField
 from serving.parquet import Source
+
+
+def first_rows(source: Source, inputs: Sequence[InputField], count: int) -> pa.Table:
+    """The first ``count`` raw rows of the columns that ``inputs`` read."""
+    columns = list(dict.fromkeys(field.column for field in inputs))
+    batches: list[pa.RecordBatch] = []
+    with closing(source.batches(columns, count)) as stream:
+        for batch in stream:
+            batches.append(batch)
+            if sum(part.num_rows for part in batches) >= count:
+                break
+    schema = batches[0].schema if batches else pa.schema([source.schema.field(c) for c in columns])
+    return pa.Table.from_batches(batches, schema).slice(0, count)
 
 
 def spread_rows(

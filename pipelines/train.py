@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 from rich.table import Table
 
-from pipelines.prepare import Prepared, prepare
-from recsys.bundle import export_verified
-from recsys.config import RunConfig
-from recsys.training import plots
+from pipelines.clicks import ClickTask
+from pipelines.prepare import prepare, prepare_sequences
+from pipelines.ranking import RankingTask
+from pipelines.sample import first_rows
+from pipelines.task import Task
+from recsys.config import AnyRunConfig, SequenceRunConfig
 from recsys.training.checkpoint import load_checkpoint
-from recsys.training.explanations import log_attention
-from recsys.training.prediction import Predictions
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import Tracker, open_tracker
 from recsys.training.trainer import Interrupted, Trainer, TrainResult
 from recsys.types import Metrics
-from serving.encode import InputField
-from serving.parquet import Source, write_parquet
 
 Result = dict[str, Any]
 
 
 def run(
-    config: RunConfig,
+    config: AnyRunConfig,
     *,
     root: str = ".",
     out: Path = Path("runs"),
@@ -51,31 +44,31 @@ def run(
     reporter = reporter or SilentReporter()
     folder = out / f"{config.name}-{config.fingerprint[:8]}"
     checkpoints = folder / "checkpoint"
-    prepared = prepare(config, root=root, cache=cache or out / "cache", reporter=reporter)
+    task = open_task(config, root=root, cache=cache or out / "cache", reporter=reporter)
     saved = load_checkpoint(checkpoints)
     tracker = open_tracker(config.tracking)
     tracker.start(
         config.name,
         params=config.model_dump(mode="json"),
-        tags=_tags(config),
+        tags=task.tags,
         parent=parent,
         resume=saved.state["run_id"] if saved is not None else None,
     )
     try:
         trainer = Trainer(
-            model=prepared.assembly.model,
+            model=task.assembly.model,
             config=config.train,
             seed=config.seed,
             fingerprint=config.fingerprint,
+            evaluate=task.evaluate,
             out=checkpoints,
             tracker=tracker,
             log_every=config.tracking.log_every,
             reporter=reporter,
         )
-        _log_inputs(tracker, prepared)
-        phases = prepared.assembly.phases()
-        trained = trainer.fit(prepared.train, prepared.valid, phases)
-        result = _finish(config, prepared, trainer, trained, tracker, folder)
+        _log_inputs(tracker, task)
+        trained = trainer.fit(task.prepared.train, task.prepared.valid, task.phases())
+        result = _finish(config, task, trained, tracker, folder)
         result["seconds"] = time.perf_counter() - started
         tracker.log_json(result, "result.json")
     except (KeyboardInterrupt, Interrupted):
@@ -89,66 +82,42 @@ def run(
     return result
 
 
+def open_task(config: AnyRunConfig, *, root: str, cache: Path, reporter: Reporter) -> Task:
+    """What kind of run ``config`` is, prepared: the one place that asks."""
+    if isinstance(config, SequenceRunConfig):
+        sequences = prepare_sequences(config, root=root, cache=cache, reporter=reporter)
+        return RankingTask(config, sequences)
+    return ClickTask(config, prepare(config, root=root, cache=cache, reporter=reporter))
+
+
 def _finish(
-    config: RunConfig,
-    prepared: Prepared,
-    trainer: Trainer,
-    trained: TrainResult,
-    tracker: Tracker,
-    folder: Path,
+    config: AnyRunConfig, task: Task, trained: TrainResult, tracker: Tracker, folder: Path
 ) -> Result:
     """Evaluates, exports and verifies the trained model, and records all of it."""
-    metrics = {}
-    for split in ("valid", "test"):
-        rows = getattr(prepared, split)
-        if rows is not None:
-            predictions = trainer.predict(rows)
-            metrics[split] = predictions.metrics()
-            _log_predictions(tracker, predictions, split, config.name)
+    metrics = task.measure(tracker)
     for phase, history in trained.phases.items():
         suffix, title = "", config.name
         if len(trained.phases) > 1:
             suffix, title = f"_{phase}", f"{config.name}, {phase}"
         if history:
-            tracker.log_figure(plots.curves(history, title), f"plots/curves{suffix}.png")
-    rate = trained.rows_per_second
-    training_bytes = prepared.assembly.memory().training_bytes
-    trainer.model.to("cpu")
-    log_attention(
-        tracker,
-        trainer.model,
-        prepared.valid or prepared.train,
-        [field.name for field in prepared.features.fields],
-        title=config.name,
-        seed=config.seed,
-    )
-    assembly = prepared.assembly.finalise()
+            tracker.log_figure(task.curves(history, title), f"plots/curves{suffix}.png")
+    training_bytes = task.assembly.memory().training_bytes
+    task.assembly.model.to("cpu")
+    kept = task.finalise(tracker)
     # what is served, but for what training took
-    memory = asdict(replace(assembly.memory(), training_bytes=training_bytes))
-    parameters = sum(p.numel() for p in assembly.model.parameters())
-    selection = prepared.assembly.selection
-    kept = {} if selection is None else {"selection": selection.report()}
-    _log_finals(tracker, metrics, memory, rate, trained.steps)
-    source = prepared.raw.valid or prepared.raw.train
-    rows = first_rows(source, prepared.features.inputs, config.export.verify_rows)
-    report = export_verified(
-        assembly.model,
-        assembly.encoder,
-        assembly.id_map,
-        prepared.features.inputs,
-        folder / "bundle",
-        manifest={
-            "name": config.name,
-            "run_id": tracker.run_id,
-            "config": config.model_dump(mode="json"),
-            "metrics": metrics,
-            "memory": memory,
-            **kept,
-        },
-        features=prepared.features,
-        rows=rows,
-        tolerance=config.export.tolerance,
-    )
+    memory = asdict(replace(task.assembly.memory(), training_bytes=training_bytes))
+    _log_finals(tracker, metrics, memory, trained)
+    source = task.prepared.raw.valid or task.prepared.raw.train
+    rows = first_rows(source, task.prepared.features.inputs, config.export.verify_rows)
+    manifest = {
+        "name": config.name,
+        "run_id": tracker.run_id,
+        "config": config.model_dump(mode="json"),
+        "metrics": metrics,
+        "memory": memory,
+        **kept,
+    }
+    report = task.export(folder / "bundle", rows, manifest)
     name = config.name if config.tracking.register_model else None
     tracker.log_bundle(folder / "bundle", rows.slice(0, 5).to_pandas(), name)
     return {
@@ -157,35 +126,17 @@ def _finish(
         "metrics": metrics,
         "memory": memory,
         **kept,
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in task.assembly.model.parameters()),
         "epochs": len(trained.history) or config.train.max_epochs,
         "steps": trained.steps,
-        "rows_per_second": rate,
+        "rows_per_second": trained.rows_per_second,
         "verified": asdict(report),
     }
 
 
-def first_rows(source: Source, inputs: Sequence[InputField], count: int) -> pa.Table:
-    """The first ``count`` raw rows of the columns that ``inputs`` read."""
-    columns = list(dict.fromkeys(field.column for field in inputs))
-    batches: list[pa.RecordBatch] = []
-    with closing(source.batches(columns, count)) as stream:
-        for batch in stream:
-            batches.append(batch)
-            if sum(part.num_rows for part in batches) >= count:
-                break
-    schema = batches[0].schema if batches else pa.schema([source.schema.field(c) for c in columns])
-    return pa.Table.from_batches(batches, schema).slice(0, count)
-
-
-def _tags(config: RunConfig) -> dict[str, str]:
-    tags = {"model": config.model.name, "embedding": config.embedding.method}
-    return tags if config.selection is None else {**tags, "selection": config.selection.method}
-
-
-def _log_inputs(tracker: Tracker, prepared: Prepared) -> None:
+def _log_inputs(tracker: Tracker, task: Task) -> None:
     for split in ("train", "valid", "test"):
-        source = getattr(prepared.raw, split)
+        source = getattr(task.prepared.raw, split)
         if source is not None:
             tracker.log_inputs(
                 split,
@@ -196,38 +147,15 @@ def _log_inputs(tracker: Tracker, prepared: Prepared) -> None:
             )
 
 
-def _log_predictions(tracker: Tracker, predictions: Predictions, split: str, title: str) -> None:
-    """The scores of every row, for `recsys compare`, and the plots of them."""
-    columns = {
-        "row": np.arange(len(predictions.scores), dtype=np.int64),
-        "label": predictions.labels,
-        "score": predictions.scores,
-    }
-    table = pa.table(columns)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{split}.parquet"
-        with write_parquet(path, table.schema) as writer:
-            writer.write_table(table)
-        tracker.log_artifact(path, "predictions")
-    figures = plots.of_predictions(
-        predictions.labels, predictions.scores, f"{title}, {split}", predictions.weights
-    )
-    for name, figure in figures.items():
-        tracker.log_figure(figure, f"plots/{split}/{name}.png")
-
-
 def _log_finals(
-    tracker: Tracker,
-    metrics: dict[str, Metrics],
-    memory: dict[str, int],
-    rate: float,
-    steps: int,
+    tracker: Tracker, metrics: dict[str, Metrics], memory: dict[str, int], trained: TrainResult
 ) -> None:
     for split, values in metrics.items():
         finals = {f"final/{split}/{key}": value for key, value in values.items()}
-        tracker.log_metrics(finals, step=steps)
+        tracker.log_metrics(finals, step=trained.steps)
     sizes = {f"memory/{key}": float(value) for key, value in memory.items()}
-    tracker.log_metrics({**sizes, "train/rows_per_second": rate}, step=steps)
+    speed = {"train/rows_per_second": trained.rows_per_second}
+    tracker.log_metrics({**sizes, **speed}, step=trained.steps)
 
 
 def render(result: Result) -> Table:

@@ -31,7 +31,7 @@ class Assembly:
     @property
     def layers(self) -> list[EmbeddingLayer]:
         """Every embedding layer of the model."""
-        return [m for m in self.model.modules() if isinstance(m, EmbeddingLayer)]
+        return embedding_layers(self.model)
 
     def memory(self) -> MemoryReport:
         """Sizes of all tables, those of first-order weights included."""
@@ -52,10 +52,7 @@ class Assembly:
         if self.selection is not None:
             id_map = self.selection.pack(self.model, self.id_map)
             return Assembly(self.encoder, id_map, self.model)
-        for parent in list(self.model.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, EmbeddingLayer):
-                    setattr(parent, name, child.finalise())
+        finalise_layers(self.model)
         return self
 
 
@@ -75,7 +72,19 @@ def build(config: RunConfig, features: Features) -> Assembly:
     model = MODELS[config.model.name](config.model, features.fields, layers)
     selection = None
     if config.selection is not None:
-        chosen = [layer for layer in model.modules() if isinstance(layer, EmbeddingLayer)]
         kind_of = SELECTIONS[config.selection.method]
-        selection = kind_of(config.selection, chosen, config.train)
+        selection = kind_of(config.selection, embedding_layers(model), config.train)
     return Assembly(features.encoder(), id_map, model, selection)
+
+
+def embedding_layers(model: nn.Module) -> list[EmbeddingLayer]:
+    """Every embedding layer of a model."""
+    return [m for m in model.modules() if isinstance(m, EmbeddingLayer)]
+
+
+def finalise_layers(model: nn.Module) -> None:
+    """Puts the serving form of every embedding layer into the model."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, EmbeddingLayer):
+                setattr(parent, name, child.finalise())

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from recsys.embeddings import EmbeddingConfig
+from recsys.embeddings.quantised import IntegerTableConfig
 from recsys.features import FeatureConfig
+from recsys.features.sequence import Sequence as SequenceFeature
 from recsys.models import MODELS
 from recsys.settings import TrainConfig
 from recsys.types import FieldKind, FieldSpec
@@ -34,6 +37,47 @@ def check_parts(features: Mapping[str, FeatureConfig], model: Any, train: TrainC
                     f"features.{name} keeps open ids; set features.{name}.buckets, use encoding "
                     "vocabulary, or mode touched_rows"
                 )
+
+
+def check_tables(embedding: EmbeddingConfig, train: TrainConfig) -> None:
+    """Errors: `ValueError` for training that a table of integers cannot take part in."""
+    if not isinstance(embedding, IntegerTableConfig):
+        return
+    method = f"embedding.method {embedding.method}"
+    if train.store == "torchrec":
+        raise ValueError(f"train.store torchrec: {method} keeps its own tables; set store torch")
+    if train.embedding_gradient == "dense":
+        raise ValueError(
+            f"train.embedding_gradient dense: {method} moves touched rows only; remove the key"
+        )
+    l2 = train.embedding_l2
+    if l2.value > 0 and l2.mode in ("all_rows", "batch_aware"):
+        raise ValueError(
+            f"train.embedding_l2.mode {l2.mode}: {method} moves touched rows only and counts no "
+            "frequencies; set mode touched_rows or decoupled"
+        )
+
+
+def check_history(features: Mapping[str, FeatureConfig], model: str) -> None:
+    """Errors: `ValueError` unless there is one feature, a sequence whose ids name items."""
+    if len(features) > 1:
+        raise ValueError(
+            f"model {model} reads one feature, the sequence of items, but there are "
+            f"{', '.join(features)}; keep one"
+        )
+    (name, feature), *_ = features.items()
+    if not isinstance(feature, SequenceFeature):
+        raise ValueError(
+            f"features.{name} is {feature.type}, but model {model} reads a sequence; write "
+            f"{name}: {{type: sequence, max_length: 200}}"
+        )
+    if feature.shares is not None:
+        raise ValueError(f"features.{name}.shares: model {model} has no other feature; remove it")
+    if feature.encoding != "vocabulary":
+        raise ValueError(
+            f"features.{name}.encoding hash: hashed ids do not name items, so that nothing can be "
+            "recommended; use encoding vocabulary (min_count and max_size bound it)"
+        )
 
 
 def _fields(features: Mapping[str, FeatureConfig]) -> list[FieldSpec]:

@@ -144,7 +144,12 @@ class TrackingConfig(FrozenConfig):
 
 
 class ExportConfig(FrozenConfig):
-    """What the bundle promises."""
+    """What the bundle promises, and how it stores tables of floats.
+
+    ``quantise``: after training, to rows of ``int8`` or ``int4`` with a scale and a bias each, or
+    of ``fp16``; none: float32. The manifest says what it changed.
+    """
 
     tolerance: PositiveFloat = 1e-6
     verify_rows: PositiveInt = 1000
+    quantise: Literal["int8", "int4", "fp16"] | None = None

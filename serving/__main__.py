@@ -8,14 +8,16 @@ from typing import List, Sequence
 
 from serving.batch import BATCH_ROWS, score
 from serving.errors import InputError
-from serving.scorer import Scorer
+from serving.topk import open_scorer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0 (done), 1 (failed) or 2 (bad input, one line on stderr)."""
     arguments = _parser().parse_args(argv)
     try:
-        scorer = Scorer(arguments.bundle, arguments.threads, batch_rows=arguments.batch_rows)
+        scorer = open_scorer(
+            arguments.bundle, arguments.threads, batch_rows=arguments.batch_rows, k=arguments.k
+        )
         report = score(
             scorer,
             arguments.source,
@@ -43,11 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    job = commands.add_parser("score", help="Parquet in, Parquet with a column 'score' out")
+    job = commands.add_parser("score", help="Parquet in, Parquet with scores or lists of items out")
     job.add_argument("bundle", metavar="BUNDLE", help="folder that export wrote")
     job.add_argument("source", metavar="IN", help="Parquet file, folder, glob or URL")
     job.add_argument("out", metavar="OUT", help="Parquet file to write")
     job.add_argument("--keep", type=_names, default=[], metavar="A,B", help="columns to copy")
+    job.add_argument("--k", type=_positive, default=None, help="items a row, of a top-k bundle")
     job.add_argument("--threads", type=_positive, default=None, help="torch threads")
     job.add_argument("--batch-rows", type=_positive, default=BATCH_ROWS, help="rows scored at once")
     return parser

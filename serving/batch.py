@@ -1,4 +1,4 @@
-"""Batch scoring: Parquet in, Parquet with scores out, in memory that does not grow with rows."""
+"""Batch scoring: Parquet in, Parquet with scores or lists out; memory does not grow with rows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ import torch
 from serving.bundle import Bundle
 from serving.errors import InputError
 from serving.parquet import Source, open_source, write_parquet
-from serving.scorer import Scorer
+from serving.scorer import SCORE, Scorer
+from serving.topk import TopK, open_scorer
 
 __all__ = ["SCORE", "ScoreReport", "score"]
-
-SCORE = "score"
-"""Name of the column that is added: float32 probabilities."""
 
 GROUP_ROWS = 131_072
 """Rows of a row group of the output: groups as small as a batch would make it slow to read."""
@@ -40,15 +38,17 @@ class ScoreReport:
 
 
 def score(
-    bundle: str | Path | Bundle | Scorer,
+    bundle: str | Path | Bundle | Scorer | TopK,
     source: str | Path | Sequence[str] | Source,
     out: str | Path,
     keep: Sequence[str] = (),
     batch_rows: int = BATCH_ROWS,
     progress: bool = True,
+    k: int | None = None,
 ) -> ScoreReport:
     """Score every row of ``source`` into one Parquet file ``out``: columns ``keep`` as they were,
-    then ``score`` float32, in the order of the source.
+    then ``score`` float32, in the order of the source. A bundle of task ``top_k`` adds the lists
+    ``items`` and ``scores`` instead, of ``k`` items (None: what it was exported with).
 
     ``source``: what `open_source` takes, or a source. ``out`` appears complete or not at all.
     ``progress``: a line on stderr, if that is a terminal. Batches go through encoding and the graph
@@ -56,7 +56,7 @@ def score(
     Raises `InputError` for a bundle, source, column or path that cannot work, before anything is
     computed.
     """
-    scorer = bundle if isinstance(bundle, Scorer) else Scorer(bundle)
+    scorer = bundle if isinstance(bundle, (Scorer, TopK)) else open_scorer(bundle, k=k)
     started = time.perf_counter()
     rows_in = (
         open_source(source, allow_empty=True)
@@ -66,9 +66,9 @@ def score(
     kept = list(dict.fromkeys(keep))
     where = rows_in.files[0]
     _check_out(Path(out), rows_in.files)
-    _check_keep(kept, rows_in.schema, where)
+    _check_keep(kept, [field.name for field in scorer.output], rows_in.schema, where)
     scorer.check(rows_in.schema, where)
-    schema = pa.schema([*(rows_in.schema.field(c) for c in kept), pa.field(SCORE, pa.float32())])
+    schema = pa.schema([*(rows_in.schema.field(c) for c in kept), *scorer.output])
     line = _Line(rows_in.num_rows, show=progress and sys.stderr.isatty())
     rows = 0
     with line, write_parquet(str(out), schema) as writer:
@@ -85,7 +85,7 @@ def score(
 
 
 def _scored(
-    scorer: Scorer, source: Source, keep: List[str], batch_rows: int, schema: pa.Schema
+    scorer: Scorer | TopK, source: Source, keep: List[str], batch_rows: int, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
     """Batches of ``schema`` in the order of the source, which is read here, in one thread.
 
@@ -95,8 +95,8 @@ def _scored(
     columns = list(dict.fromkeys([*scorer.columns, *keep]))
 
     def work(rows: pa.RecordBatch) -> pa.RecordBatch:
-        scores = pa.array(scorer.score(scorer.encode(rows)))
-        return pa.record_batch([*(rows.column(name) for name in keep), scores], schema=schema)
+        answer = scorer.answer(rows)
+        return pa.record_batch([*(rows.column(name) for name in keep), *answer], schema=schema)
 
     threads = torch.get_num_threads()
     # torch counts threads per calling thread, its matrix library per process: one each, both ways.
@@ -125,10 +125,12 @@ def _check_out(out: Path, files: Sequence[str]) -> None:
             raise InputError(f"{out} is an input file; scores would overwrite it, give another OUT")
 
 
-def _check_keep(keep: Sequence[str], schema: pa.Schema, where: str) -> None:
+def _check_keep(keep: Sequence[str], added: Sequence[str], schema: pa.Schema, where: str) -> None:
     for column in keep:
-        if column == SCORE:
-            raise InputError(f"--keep {SCORE}: the output adds a column of that name; rename yours")
+        if column in added:
+            raise InputError(
+                f"--keep {column}: the output adds a column of that name; rename yours"
+            )
         if column not in schema.names:
             raise InputError(
                 f"{where}: column {column!r} of --keep is missing; there are "

@@ -6,6 +6,11 @@ has been checked.
     model.ts              TorchScript: forward(ids, floats, lists, lengths) -> scores (B,)
     weights.safetensors   the same weights, and
     features/             the fitted features, to build and export the model again
+
+A bundle of the task ``top_k`` recommends items to histories: its graph returns item ids and scores
+(see `serving.topk`), and it also holds
+
+    items.parquet         the raw item of each id, in a column ``item``
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ __all__ = [
     "FEATURES",
     "FORMAT_VERSION",
     "GRAPH",
+    "ITEMS",
     "MANIFEST",
     "WEIGHTS",
     "Bundle",
@@ -45,6 +51,9 @@ MANIFEST = "manifest.json"
 GRAPH = "model.ts"
 WEIGHTS = "weights.safetensors"
 FEATURES = "features"
+ITEMS = "items.parquet"
+
+TASKS = ("score", "top_k")
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_FILES = 1_000
@@ -74,12 +83,18 @@ class BundleVersion(BundleError):
 class Bundle:
     """An opened bundle. ``graph`` is in evaluation mode on the CPU; its signature is
     ``forward(ids, floats, lists, lengths) -> scores (B,)`` float32 probabilities, its arguments
-    are the fields of `serving.encode.Batch`."""
+    are the fields of `serving.encode.Batch`. ``task``: one of `TASKS`; `top_k` graphs return item
+    ids and scores."""
 
     path: Path
     manifest: Dict[str, Any]
     inputs: Tuple[InputField, ...]
     graph: torch.jit.ScriptModule
+
+    @property
+    def task(self) -> str:
+        """What the bundle answers; bundles that do not say score rows."""
+        return str(self.manifest.get("task", TASKS[0]))
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -114,7 +129,10 @@ def read_manifest(path: str | Path) -> Dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or len(files) > MAX_FILES:
         raise BundleDamaged(f"{root / MANIFEST}: no usable list of files; export again")
-    for name in (GRAPH, WEIGHTS):
+    task = manifest.get("task", TASKS[0])
+    if task not in TASKS:
+        raise BundleVersion(f"{path}: task {task!r} is not known here; install a newer version")
+    for name in (GRAPH, WEIGHTS, *((ITEMS,) if task == "top_k" else ())):
         if name not in files:
             raise BundleDamaged(f"{root / MANIFEST}: {name} is not listed; export again")
     for name, entry in files.items():

@@ -1,7 +1,7 @@
 """Run by `recsys.bundle.verify` as a script in a process of its own; never imported.
 
-Arguments: folder that holds ``serving``, bundle, Arrow file of raw rows, .npy file to write, rows
-per batch, torch threads.
+Arguments: folder that holds ``serving``, bundle, Arrow file of raw rows, Arrow file to write (what
+the bundle adds to the rows), rows per batch, torch threads.
 """
 
 import sys
@@ -21,18 +21,22 @@ def main(root: str, bundle: str, raw: str, out: str, batch_rows: int, threads: i
     assert not {"serving", "polars", "pyarrow"} & before, "the bare check must have torch alone"
 
     sys.path.insert(0, root)
-    import numpy as np
     import pyarrow as pa
 
-    from serving.scorer import Scorer
+    from serving.topk import open_scorer
 
     with pa.OSFile(raw, "rb") as file:
         rows = pa.ipc.open_file(file).read_all()
-    scorer = Scorer(bundle, threads, batch_rows=batch_rows)
-    empty = scorer.predict(rows.slice(0, 0))
-    if empty.shape != (0,):
-        raise SystemExit(f"an empty batch gives scores of shape {empty.shape}")
-    np.save(out, scorer.predict(rows), allow_pickle=False)
+    scorer = open_scorer(bundle, threads, batch_rows=batch_rows)
+    empty = scorer.answer(rows.slice(0, 0))
+    if any(len(column) for column in empty):
+        raise SystemExit(f"an empty batch gives answers of lengths {[len(c) for c in empty]}")
+    starts = range(0, rows.num_rows, batch_rows)
+    answers = [scorer.answer(rows.slice(start, batch_rows)) for start in starts]
+    schema = pa.schema(scorer.output)
+    with pa.OSFile(out, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for columns in answers:
+            writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
 if __name__ == "__main__":

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
+from torch import nn
 
 from recsys.build import build
 from recsys.bundle.graph import ServingGraph
-from recsys.config import RunConfig, parse_config
+from recsys.config import RunConfig, parse_click_config
+from recsys.embeddings.post_training import quantise_layers
 from recsys.features import Features
 from serving.bundle import FEATURES, WEIGHTS, Bundle, BundleError
 from serving.encode import Batch
 
-__all__ = ["CannotRebuild", "Rebuilt", "rebuild"]
+__all__ = ["CannotRebuild", "Rebuilt", "config_tree", "load_weights", "rebuild"]
 
 _REASON = 160  # characters of what torch says about weights that do not fit
 
@@ -59,10 +62,7 @@ def rebuild(bundle: Bundle) -> Rebuilt:
     features that cannot be read. That the scores are the same is proved row by row: see
     `Rebuilt.check`.
     """
-    tree = bundle.manifest.get("config")
-    if not isinstance(tree, dict):
-        raise CannotRebuild(f"{bundle.path}: holds no config; export it with its run's config")
-    config = parse_config(tree, where=f"config in {bundle.path}")
+    config = parse_click_config(config_tree(bundle), where=f"config in {bundle.path}")
     features = Features.load(bundle.path / FEATURES)
     assembly = build(config, features)
     if assembly.selection is not None:
@@ -74,7 +74,23 @@ def rebuild(bundle: Bundle) -> Rebuilt:
                 f"({type(error).__name__}: {error}); export it again"
             ) from None
     parts = assembly.finalise()
+    if config.export.quantise is not None:
+        quantise_layers(parts.model, config.export.quantise)
     graph = ServingGraph(encoder=parts.encoder, id_map=parts.id_map, model=parts.model).eval()
+    load_weights(graph, bundle)
+    return Rebuilt(bundle.path, config, features, graph)
+
+
+def config_tree(bundle: Bundle) -> dict[str, Any]:
+    """The config of the run that exported the bundle; `CannotRebuild` without one."""
+    tree = bundle.manifest.get("config")
+    if not isinstance(tree, dict):
+        raise CannotRebuild(f"{bundle.path}: holds no config; export it with its run's config")
+    return tree
+
+
+def load_weights(graph: nn.Module, bundle: Bundle) -> None:
+    """Puts the bundle's weights into ``graph``; `CannotRebuild` if they do not fit."""
     try:
         load_model(graph, bundle.path / WEIGHTS)
     except (RuntimeError, SafetensorError) as error:
@@ -84,4 +100,3 @@ def rebuild(bundle: Bundle) -> Rebuilt:
             f"{bundle.path}: its weights do not fit the model that its config describes "
             f"({reason}); the bundle can score, but its model cannot be built again"
         ) from None
-    return Rebuilt(bundle.path, config, features, graph)

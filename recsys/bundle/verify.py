@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,21 @@ import serving.bundle
 from recsys.bundle.graph import ServingGraph
 from serving.bundle import read_manifest
 from serving.encode import InputField, encode
+from serving.parquet import Source
 
-__all__ = ["VerifyError", "VerifyReport", "expected_scores", "verify"]
+__all__ = [
+    "BATCH_ROWS",
+    "VerifyError",
+    "VerifyReport",
+    "answers_elsewhere",
+    "expected_scores",
+    "verify",
+]
 
 BATCH_ROWS = 1024
 """Rows per call on both sides: matrix products may round differently in batches of another size."""
 
+READ_ROWS = 65_536
 TIMEOUT_SECONDS = 900
 _PROBE = Path(__file__).with_name("probe.py")
 
@@ -40,6 +50,10 @@ class VerifyReport:
     rows: int
     seconds: float
 
+    def proof(self, tolerance: float) -> dict[str, float]:
+        """What the manifest records of it."""
+        return {"rows": self.rows, "max_abs_diff": self.max_abs_diff, "tolerance": tolerance}
+
 
 def expected_scores(
     graph: ServingGraph, inputs: Sequence[InputField], rows: pa.Table
@@ -50,6 +64,14 @@ def expected_scores(
         for start in range(0, rows.num_rows, BATCH_ROWS):
             parts.append(graph(*encode(rows.slice(start, BATCH_ROWS), inputs)).numpy())
     return np.concatenate(parts)
+
+
+def source_scores(graph: ServingGraph, inputs: Sequence[InputField], source: Source) -> np.ndarray:
+    """`expected_scores` of all rows of a source, read in batches."""
+    columns = list(dict.fromkeys(field.column for field in inputs))
+    with closing(source.batches(columns, READ_ROWS)) as stream:
+        parts = [expected_scores(graph, inputs, pa.Table.from_batches([batch])) for batch in stream]
+    return np.concatenate([np.empty(0, np.float32), *parts])
 
 
 def verify(
@@ -83,12 +105,19 @@ def verify(
 
 
 def _scores_elsewhere(bundle: Path, rows: pa.Table, folder: Path) -> np.ndarray:
-    raw, scores = folder / "rows.arrow", folder / "scores.npy"
+    answers = answers_elsewhere(bundle, rows, folder)
+    return answers.column("score").to_numpy()
+
+
+def answers_elsewhere(bundle: Path, rows: pa.Table, folder: Path) -> pa.Table:
+    """What the bundle adds to ``rows`` when a process of its own without recsys opens it; its
+    files go to ``folder``. Raises `VerifyError` if the process fails."""
+    raw, answers = folder / "rows.arrow", folder / "answers.arrow"
     with pa.OSFile(str(raw), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows)
     root = Path(serving.bundle.__file__).resolve().parents[1]
     numbers = [str(BATCH_ROWS), str(torch.get_num_threads())]
-    command = [sys.executable, "-I", str(_PROBE), str(root), str(bundle), str(raw), str(scores)]
+    command = [sys.executable, "-I", str(_PROBE), str(root), str(bundle), str(raw), str(answers)]
     try:
         done = subprocess.run(
             [*command, *numbers],
@@ -100,8 +129,9 @@ def _scores_elsewhere(bundle: Path, rows: pa.Table, folder: Path) -> np.ndarray:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise VerifyError(f"{bundle}: no scores after {TIMEOUT_SECONDS} s") from error
+        raise VerifyError(f"{bundle}: no answer after {TIMEOUT_SECONDS} s") from error
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise VerifyError(f"{bundle}: scoring without recsys failed: {lines[-1]}\n{done.stderr}")
-    return np.load(scores, allow_pickle=False)
+    with pa.OSFile(str(answers), "rb") as file:
+        return pa.ipc.open_file(file).read_all()

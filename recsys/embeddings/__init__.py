@@ -13,14 +13,24 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
+from recsys.embeddings.alpt import Alpt, AlptConfig
+from recsys.embeddings.double_hash import DoubleHash, DoubleHashConfig
+from recsys.embeddings.frequency import Frequency, FrequencyConfig
 from recsys.embeddings.full import Full, FullConfig
 from recsys.embeddings.hash import Hash, HashConfig
+from recsys.embeddings.hashed_mlp import HashedMlp, HashedMlpConfig
 from recsys.embeddings.id_map import IdMap
 from recsys.embeddings.layer import EmbeddingLayer
+from recsys.embeddings.low_rank import LowRank, LowRankConfig
 from recsys.embeddings.method import TableConfig, TableMethod, TableSpec
 from recsys.embeddings.mixed_dim import MixedDim, MixedDimConfig
 from recsys.embeddings.numeric import NumericVectors
+from recsys.embeddings.product_quant import ProductQuant, ProductQuantConfig
+from recsys.embeddings.quantised import Int8, Int8Config, Int16, Int16Config
+from recsys.embeddings.quotient_remainder import QuotientRemainder, QuotientRemainderConfig
+from recsys.embeddings.robe import Robe, RobeConfig
 from recsys.embeddings.store import build_store
+from recsys.embeddings.tensor_train import TensorTrain, TensorTrainConfig
 from recsys.embeddings.unified import Unified, UnifiedConfig
 from recsys.settings import TrainConfig
 from recsys.types import FieldSpec, InputError
@@ -39,12 +49,38 @@ __all__ = [
 EMBEDDINGS: dict[str, type[TableMethod]] = {
     "full": Full,
     "hash": Hash,
+    "double_hash": DoubleHash,
+    "frequency": Frequency,
     "unified": Unified,
+    "robe": Robe,
+    "tensor_train": TensorTrain,
+    "hashed_mlp": HashedMlp,
+    "quotient_remainder": QuotientRemainder,
     "mixed_dim": MixedDim,
+    "low_rank": LowRank,
+    "product_quant": ProductQuant,
+    "int8": Int8,
+    "int16": Int16,
+    "alpt": Alpt,
 }
 
 EmbeddingConfig = Annotated[
-    FullConfig | HashConfig | UnifiedConfig | MixedDimConfig, Field(discriminator="method")
+    FullConfig
+    | HashConfig
+    | DoubleHashConfig
+    | FrequencyConfig
+    | UnifiedConfig
+    | RobeConfig
+    | TensorTrainConfig
+    | HashedMlpConfig
+    | QuotientRemainderConfig
+    | MixedDimConfig
+    | LowRankConfig
+    | ProductQuantConfig
+    | Int8Config
+    | Int16Config
+    | AlptConfig,
+    Field(discriminator="method"),
 ]
 
 

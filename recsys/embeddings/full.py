@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -44,7 +44,7 @@ class Full(TableMethod):
     Errors: `InputError` for a field with open ids, or a budget below one float per id and layer.
     """
 
-    Config = FullConfig
+    Config: ClassVar[type[TableConfig]] = FullConfig
     config: FullConfig
 
     def __init__(
@@ -55,7 +55,7 @@ class Full(TableMethod):
         self._rows = 0
         for name, owner in owners(fields).items():
             self._offsets[name] = self._rows
-            self._rows += dense_ids(owner, method="full")
+            self._rows += dense_ids(owner, method=config.method)
         if config.budget is not None:
             self.dims = self._fitted(budget_bytes(config.budget, fields, dims))
 

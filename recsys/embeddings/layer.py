@@ -1,12 +1,11 @@
 """The one embedding layer: rows -> vectors, for every table method and every store."""
 
-from typing import ClassVar, List, Optional, Sequence, Tuple, cast
+from typing import Callable, ClassVar, List, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from recsys.embeddings.method import TableMethod
-from recsys.embeddings.project import ProjectRows
 from recsys.embeddings.store import FloatStore, Store, training_bytes
 from recsys.settings import TrainConfig
 from recsys.types import FieldSpec, InputError, MemoryReport
@@ -23,6 +22,7 @@ class EmbeddingLayer(nn.Module):
     """
 
     __jit_unused_properties__: ClassVar[List[str]] = ["tables", "float_tables"]
+    __jit_ignored_attributes__: ClassVar[List[str]] = ["float_tables", "_method", "_train"]
     order: Tensor
 
     def __init__(
@@ -93,9 +93,12 @@ class EmbeddingLayer(nn.Module):
         """Vectors (V, D) of all ids of field ``f`` (its place in ``fields``), by id."""
         if self.num_ids[f] == 0:
             raise ValueError("all_vectors: the field has open ids or is numeric")
-        ids = torch.arange(self.num_ids[f], device=self.order.device)
-        rows = self.row_map(ids.unsqueeze(-1), f)  # (V, T)
-        return self.combine(self._lookup(rows, f), f).squeeze(-2)  # (V, D)
+        return self.vectors(torch.arange(self.num_ids[f], device=self.order.device), f)
+
+    def vectors(self, ids: Tensor, f: int) -> Tensor:
+        """Vectors (..., D) of encoded ids (...) of field ``f`` (its place in ``fields``)."""
+        rows = self.row_map(ids.unsqueeze(-1), f)  # (..., T)
+        return self.combine(self._lookup(rows, f), f).squeeze(-2)  # (..., D)
 
     def _lookup(self, rows: Tensor, f: int) -> List[Tensor]:
         """For each table the fetched rows (..., n_k, d_k); no rows of it: an empty tensor."""
@@ -170,26 +173,32 @@ class EmbeddingLayer(nn.Module):
 
         L2 on all rows is meant for the vectors that a model sees. On tables and projections apart
         it would be a penalty on the rank of their product: on Frappe it held DeepFM with mixed
-        dimensions at an AUC of .943, where the full table reaches .983.
+        dimensions at an AUC of .943, where the full table reaches .983. On the factors of a
+        product it would pull those that start at one to zero. A combine that knows the vectors'
+        norm says so by a method ``half_square``; a store that does, by its own `penalty`.
         """
-        l2 = self._train.embedding_l2
-        if l2.value == 0 or l2.mode != "all_rows" or not isinstance(self.combine, ProjectRows):
-            return []
-        return [p for part in (self.stores, self.combine) for p in part.parameters()]
+        if self._composes():
+            return [p for part in (self.stores, self.combine) for p in part.parameters()]
+        return [p for store in self.tables for p in store.penalised()]
 
     @torch.jit.unused
-    def _projected(self) -> Tensor:
-        """Half the squared norm of all projected vectors."""
-        assert isinstance(self.combine, ProjectRows)
-        return self.combine.half_square([store.weight for store in self.float_tables])
+    def _composes(self) -> bool:
+        l2 = self._train.embedding_l2
+        return l2.value > 0 and l2.mode == "all_rows" and hasattr(self.combine, "half_square")
+
+    @torch.jit.unused
+    def _half_square(self) -> Tensor:
+        """Half the squared norm of the vectors of all ids."""
+        half_square = cast(Callable[[List[Tensor]], Tensor], self.combine.half_square)
+        return half_square([store.weight for store in self.float_tables])
 
     @torch.jit.unused
     def penalty(self) -> Tensor:
-        """What the layer adds to the loss at each step: L2 of projected vectors, and what its
+        """What the layer adds to the loss at each step: L2 of composed vectors, and what its
         stores add."""
         total = torch.zeros((), device=self.order.device)
-        if self.penalised():
-            total = total + self._train.embedding_l2.value * self._projected()
+        if self._composes():
+            total = total + self._train.embedding_l2.value * self._half_square()
         for store in self.tables:
             extra = store.penalty()
             if extra is not None:
@@ -228,6 +237,12 @@ class EmbeddingLayer(nn.Module):
     def slots(self, f: int) -> Tuple[int, ...]:
         """Table of each lookup of field ``f`` (its place in ``fields``)."""
         return self._method.slots(f)
+
+    @torch.jit.unused
+    def trained(self) -> List[Tensor]:
+        """The tensors that training moves, those of the stores among them."""
+        own = [p for part in (self.combine, self.numeric) for p in part.parameters()]
+        return [*own, *(tensor for store in self.tables for tensor in store.trained())]
 
     @property
     def tables(self) -> List[Store]:

@@ -46,6 +46,14 @@ class Store(nn.Module):
         """What the store adds to the loss at each step, a scalar, or nothing."""
         return None
 
+    def penalised(self) -> List[nn.Parameter]:
+        """Parameters whose L2 is part of `penalty`, so that optimisers must not add theirs."""
+        return []
+
+    def trained(self) -> List[Tensor]:
+        """The tensors that training moves: parameters, and what a `FusedStore` holds instead."""
+        return list(self.parameters())
+
 
 class FloatStore(Store):
     """A table of plain floats: ``weight`` (rows, width)."""
@@ -74,6 +82,9 @@ class FusedStore(Store):
     def gradients(self) -> List[Tensor]:
         """Dense gradients of the last backward pass that clipping may scale in place."""
         return []
+
+    def forget(self) -> None:
+        """Drops gradients that no step has used."""
 
     def update(self) -> None:
         """Moves the rows that the last backward pass has touched."""

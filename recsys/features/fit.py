@@ -24,12 +24,15 @@ def fit(
     configs: Mapping[str, FeatureConfig],
     source: Source,
     progress: Callable[[int], None] | None = None,
+    *,
+    batch_rows: int = 65_536,
 ) -> Features:
     """Fits all features in one pass over ``source`` (the training rows only).
 
     ``configs``: feature name -> config; the order decides the order of fields. ``progress`` is
-    called with the number of rows of each batch. Errors: `InputError` for a column that is missing
-    or whose type the feature cannot use, and for features that cannot share a table.
+    called with the number of rows of each batch, at most ``batch_rows``. Errors: `InputError` for a
+    column that is missing or whose type the feature cannot use, and for features that cannot share
+    a table.
     """
     families = {
         name: _family(name, config, source.schema, source.files[0])
@@ -44,7 +47,7 @@ def fit(
     readers = _readers(configs, families, collectors)
     if readers:
         columns = list(dict.fromkeys(column for column, _ in readers))
-        for batch in source.batches(columns, dictionary=columns):
+        for batch in source.batches(columns, batch_rows, dictionary=columns):
             for column, reader in readers:
                 reader.add(batch.column(column))
             if progress is not None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from recsys.selection.dedup import Dedup, DedupConfig
 from recsys.selection.magnitude import Magnitude, MagnitudeConfig
 from recsys.selection.method import Selection
 from recsys.selection.optfs import OptFS, OptFSConfig
@@ -19,6 +20,10 @@ __all__ = ["SELECTIONS", "Selection", "SelectionConfig"]
 SELECTIONS: dict[str, type[Selection]] = {
     "optfs": OptFS,
     "magnitude": Magnitude,
+    "dedup": Dedup,
 }
 
-SelectionConfig = Annotated[OptFSConfig | MagnitudeConfig, Field(discriminator="method")]
+SelectionConfig = Annotated[
+    OptFSConfig | MagnitudeConfig | DedupConfig,
+    Field(discriminator="method"),
+]

@@ -172,6 +172,10 @@ class FusedTable:
     def set_lr_scale(self, scale: float) -> None:
         self._store.set_learning_rate(self._base_lr * scale)
 
+    def forget(self) -> None:
+        """Drops gradients that no step has used."""
+        self._store.forget()
+
     def prepare(self) -> list[Tensor]:
         return self._store.gradients()
 

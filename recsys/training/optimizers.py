@@ -61,6 +61,8 @@ class Optimizers:
         for part in self._parts:
             for param in part.params:
                 param.grad = None
+            if isinstance(part, FusedTable):
+                part.forget()
 
     def set_lr_scale(self, scale: float) -> None:
         """Learning rates become ``scale`` times their base values."""

@@ -32,6 +32,8 @@ _SIZE = (6.4, 5.2)
 _COLORS = ("#1f6fb4", "#d1603d", "#3a8f5c", "#8a63b0", "#b8902c", "#4a9aa8", "#b0527a", "#666666")
 _GREY = "#8c8c8c"
 
+Lines = Sequence[tuple[str, str]]
+
 
 def of_predictions(
     labels: Array, scores: Array, title: str, weights: Array | None = None
@@ -143,18 +145,22 @@ def score_histogram(table: Curve, title: str) -> Figure:
     return figure
 
 
-def curves(history: Sequence[Mapping[str, float]], title: str = "Training") -> Figure:
-    """Losses and AUC by epoch; ``history`` holds one mapping per epoch (``train_loss``,
-    ``logloss`` and ``auc`` on valid, ``gauc`` if there is one)."""
+def curves(
+    history: Sequence[Mapping[str, float]],
+    title: str = "Training",
+    *,
+    losses: Lines = (("train_loss", "train loss"), ("logloss", "valid logloss")),
+    metrics: Lines = (("auc", "valid AUC"), ("gauc", "valid GAUC")),
+    y: str = "AUC",
+) -> Figure:
+    """Losses and metrics (axis ``y``) by epoch; ``history`` holds one mapping per epoch. Lines are
+    (key, label); those without values are left out, the best of a valid one is marked."""
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)
     epochs = [entry.get("epoch", number) for number, entry in enumerate(history)]
-    wanted = (
-        (("train_loss", "train loss"), ("logloss", "valid logloss")),
-        (("auc", "valid AUC"), ("gauc", "valid GAUC")),
-    )
-    for axes, metrics, best in zip(panels, wanted, (np.nanargmin, np.nanargmax), strict=True):
-        for color, (key, label) in zip(_COLORS, metrics, strict=False):
+    wanted = ((losses, np.nanargmin), (metrics, np.nanargmax))
+    for axes, (lines, best) in zip(panels, wanted, strict=True):
+        for color, (key, label) in zip(_COLORS, lines, strict=False):
             line = np.array([entry.get(key, np.nan) for entry in history])
             if np.isnan(line).all():
                 continue
@@ -170,7 +176,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "Training") -> F
                     ha="center",
                     fontsize=8,
                 )
-        _dress(axes, "", "Epoch", "Loss (nats)" if best is np.nanargmin else "AUC")
+        _dress(axes, "", "Epoch", "Loss (nats)" if best is np.nanargmin else y)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.margins(x=0.06, y=0.14)
         if axes.lines:

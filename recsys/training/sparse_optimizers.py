@@ -14,6 +14,7 @@ time): coalesce 4 ms, then SGD 2 ms, row-wise Adagrad 4, Adagrad 7, Adam 9.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import sqrt
 from typing import Any, Literal, NamedTuple
 
@@ -86,20 +87,52 @@ def update_rows(
     ``l2``: ``value * w`` joins the gradient of touched rows; ``decay``: touched rows shrink by
     ``learning_rate * decay`` first (AdamW).
     """
-    size = max(1, CHUNK_FLOATS // weight.size(1))
-    for rows, grad in zip(gradient.rows.split(size), gradient.values.split(size), strict=True):
+    for rows, grad in chunks(gradient):
         old = weight.index_select(0, rows)  # (U, d)
-        if l2 > 0:
-            grad = grad.add(old, alpha=l2)
-        if decay > 0:
-            old.mul_(1 - learning_rate * decay)
-        if optimizer == "sgd":
-            old.add_(grad, alpha=-learning_rate)
-        elif optimizer == "adam":
-            _adam(old, grad, state, rows, learning_rate, step)
-        else:
-            _adagrad(old, grad, state, rows, learning_rate)
+        move_rows(
+            old,
+            state,
+            RowGradient(rows, grad),
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            step=step,
+            l2=l2,
+            decay=decay,
+        )
         weight.index_copy_(0, rows, old)
+
+
+def chunks(gradient: RowGradient) -> Iterator[RowGradient]:
+    """``gradient`` in parts of at most `CHUNK_FLOATS`."""
+    size = max(1, CHUNK_FLOATS // max(1, gradient.values.size(1)))
+    parts = zip(gradient.rows.split(size), gradient.values.split(size), strict=True)
+    return (RowGradient(rows, values) for rows, values in parts)
+
+
+def move_rows(
+    old: Tensor,
+    state: dict[str, Tensor],
+    gradient: RowGradient,
+    *,
+    optimizer: TableOptimizer,
+    learning_rate: float,
+    step: int,
+    l2: float = 0.0,
+    decay: float = 0.0,
+) -> None:
+    """`update_rows` on ``old`` (U, d), in place: the rows of ``gradient`` out of a table that is no
+    plain floats. ``state`` covers the whole table."""
+    rows, grad = gradient
+    if l2 > 0:
+        grad = grad.add(old, alpha=l2)
+    if decay > 0:
+        old.mul_(1 - learning_rate * decay)
+    if optimizer == "sgd":
+        old.add_(grad, alpha=-learning_rate)
+    elif optimizer == "adam":
+        _adam(old, grad, state, rows, learning_rate, step)
+    else:
+        _adagrad(old, grad, state, rows, learning_rate)
 
 
 def _adam(

@@ -30,17 +30,19 @@ from recsys.training.progress import Bar, Reporter, SilentReporter
 from recsys.training.schedule import Schedule
 from recsys.training.stopping import Interrupted, StopRequest
 from recsys.training.tracking import NullTracker, Tracker
-from recsys.types import Batch, InputError, Target
+from recsys.types import Batch, InputError, Metrics, Target
 
-__all__ = ["Interrupted", "Phase", "TrainResult", "Trainer"]
+__all__ = ["Evaluate", "Interrupted", "Phase", "TrainResult", "Trainer"]
 
 Loss = Callable[[Batch, Target], Tensor]
+Evaluate = Callable[[nn.Module, Rows], Metrics]
 
 
 class Trainer:
     """Trains one model on encoded rows; N steps equal k steps, a stop, and N - k steps, bit for
     bit on a CPU.
 
+    ``evaluate``: what ``valid`` is judged by after each epoch; without it, the metrics of clicks.
     ``out``: folder for checkpoints, or ``None`` to keep none. ``fingerprint``: digest of the
     config; a checkpoint of another config or of other data is refused. It is the
     `recsys.training.phase.Loop` of its phases.
@@ -55,6 +57,7 @@ class Trainer:
         config: TrainConfig,
         seed: int,
         fingerprint: str = "",
+        evaluate: Evaluate | None = None,
         out: Path | None = None,
         tracker: Tracker | None = None,
         log_every: int = 50,
@@ -63,7 +66,7 @@ class Trainer:
         self.model = model
         self.config = config
         self.device = torch.device(config.device)
-        self._seed = seed
+        self.seed = seed
         self._fingerprint = fingerprint
         self._out = out
         self._tracker: Tracker = tracker or NullTracker()
@@ -72,6 +75,7 @@ class Trainer:
         self._layers = [m for m in model.modules() if isinstance(m, EmbeddingLayer)]
         # A model that is trained by more than its logits (FinalNet) brings its own loss.
         self._loss: Loss = getattr(model, "loss", self._cross_entropy)
+        self._evaluate: Evaluate = evaluate or (lambda _, rows: self.predict(rows).metrics())
         self._best: dict[str, Tensor] = {}
         self._stop = StopRequest()
 
@@ -115,9 +119,7 @@ class Trainer:
     def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Batch, Target]]:
         """The shuffled training batches of ``epoch``, without the first ``start``."""
         size = self.config.batch_size
-        return self.train_rows.batches(
-            size, shuffle=True, seed=self._seed, epoch=epoch, start=start
-        )
+        return self.train_rows.batches(size, shuffle=True, seed=self.seed, epoch=epoch, start=start)
 
     def predict(self, rows: Rows) -> Predictions:
         """Scores and targets of ``rows`` under the present weights."""
@@ -234,9 +236,10 @@ class Trainer:
 
     def _judge(self, valid: Rows, *, keep: bool) -> str:
         at, schedule = self._at, self._schedule
-        metrics = self.predict(valid).metrics()
-        if self.config.monitor not in metrics:
-            raise InputError(f"train.monitor {self.config.monitor!r} was not measured on valid")
+        metrics = self._evaluate(self.model, valid)
+        monitor = self.config.monitor
+        if monitor not in metrics:
+            raise InputError(f"train.monitor {monitor!r} was not measured on valid")
         best = schedule.judge(at.epoch, metrics)
         schedule.history[-1]["train_loss"] = at.epoch_loss / max(1, at.batch)
         if best and keep:
@@ -244,9 +247,7 @@ class Trainer:
         named = {f"valid/{key}": value for key, value in metrics.items() if key != "rows"}
         named["train/epoch_loss"] = schedule.history[-1]["train_loss"]
         self._tracker.log_metrics(named, step=at.total_steps)
-        return f", valid auc {metrics['auc']:.5f}, logloss {metrics['logloss']:.5f}" + (
-            " (best)" if best and keep else ""
-        )
+        return f", valid {monitor} {metrics[monitor]:.5f}" + (" (best)" if best and keep else "")
 
     # -- checkpoints ---------------------------------------------------------------------------
 

@@ -237,7 +237,7 @@ def test_the_proof_runs_without_recsys(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("recsys", "torchrec", "fbgemm_gpu", "mlflow", "pydantic"):
         assert f'"{name}"' in source
     probe = tmp_path / "probe.py"
-    probe.write_text(source.replace("    import numpy as np\n", "    import recsys\n"))
+    probe.write_text(source.replace("    import pyarrow as pa\n", "    import recsys\n"))
     assert probe.read_text() != source
     monkeypatch.setattr(module, "_PROBE", probe)
     with pytest.raises(VerifyError, match="import of recsys halted"):

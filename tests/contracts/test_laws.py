@@ -20,8 +20,24 @@ from recsys.testing.models import (
 TABLES: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "embedding_dim": 8},
     "hash": {"method": "hash", "embedding_dim": 8, "budget": 0.7, "exact_below": 4},
+    "double_hash": {
+        "method": "double_hash",
+        "embedding_dim": 8,
+        "budget": 0.7,
+        "exact_below": 4,
+    },
+    "frequency": {"method": "frequency", "embedding_dim": 8, "budget": 0.7, "exact_below": 4},
     "unified": {"method": "unified", "embedding_dim": 8, "lookups": 2, "budget": 0.7},
+    "robe": {"method": "robe", "embedding_dim": 8, "rows": 40, "sign": True},
+    "tensor_train": {"method": "tensor_train", "embedding_dim": 8, "rank": 2},
+    "hashed_mlp": {"method": "hashed_mlp", "embedding_dim": 8, "hashes": 8, "width": 2},
+    "quotient_remainder": {"method": "quotient_remainder", "embedding_dim": 8, "m": 3},
     "mixed_dim": {"method": "mixed_dim", "embedding_dim": 8, "budget": 0.8},
+    "low_rank": {"method": "low_rank", "embedding_dim": 8, "budget": 0.8},
+    "product_quant": {"method": "product_quant", "embedding_dim": 8, "centroids": 4},
+    "int8": {"method": "int8", "embedding_dim": 8},
+    "int16": {"method": "int16", "embedding_dim": 8, "scale": 0.01},
+    "alpt": {"method": "alpt", "embedding_dim": 8},
 }
 
 
@@ -45,7 +61,13 @@ def test_table_method(method: str, law: Law, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_model_with_every_table_method(name: str, method: str, tmp_path: Path) -> None:
     table = {key: value for key, value in TABLES[method].items() if key != "budget"}
-    sized = {"hash": {"compression": 0.7}, "unified": {"rows": 40}, "mixed_dim": {"alpha": 0.3}}
+    sized = {
+        "hash": {"compression": 0.7},
+        "double_hash": {"compression": 0.7},
+        "frequency": {"compression": 0.7},
+        "unified": {"rows": 40},
+        "mixed_dim": {"alpha": 0.3},
+    }
     embedding = {**table, **sized.get(method, {})}
     combined = world(tmp_path, model=MODELS[name].example(), embedding=embedding)
     check_any_batch_size(combined)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from math import log2
+from math import ceil, log2
 
+import criteo
 import numpy as np
 import pytest
 import torch
@@ -189,3 +190,59 @@ def test_orthonormal_start_is_that_of_a_full_table() -> None:
             torch.testing.assert_close(block @ block.T, torch.eye(len(block)), atol=1e-5, rtol=0)
     for store in layer.tables:
         assert float(store.weight.detach().std()) == pytest.approx(1e-4, rel=0.1)
+
+
+def criteo_plan(**keys: object) -> MixedDim:
+    tree = {"method": "mixed_dim", "embedding_dim": criteo.WIDTH, **keys}
+    return MixedDim(config(tree), criteo.FIELDS, {"main": criteo.WIDTH})
+
+
+@pytest.mark.parametrize(
+    ("share", "min_dim", "alpha"),
+    [(0.5, 1, 0.039), (0.25, 1, 0.124), (0.1, 1, 0.160), (0.0625, 1, 0.284), (0.5, 4, 0.039)]
+    + [(0.25, 4, 0.126)],
+)
+def test_golden_alphas_of_criteo(share: float, min_dim: int, alpha: float) -> None:
+    """The least feasible alpha on a grid of .001, projections counted."""
+    assert sum(criteo.SIZES) == 33_762_577
+    solved = criteo_plan(budget=share, min_dim=min_dim)
+    assert ceil(1000 * solved.alpha) / 1000 == alpha
+    assert solved.stored_bytes() <= share * criteo.TABLE_BYTES + 64 * len(criteo.SIZES)
+
+
+@pytest.mark.parametrize(("share", "min_dim"), [(0.01, 1), (0.001, 1), (0.1, 4), (0.0625, 4)])
+def test_infeasible_shares_of_criteo(share: float, min_dim: int) -> None:
+    with pytest.raises(InputError, match="needs at least"):
+        criteo_plan(budget=share, min_dim=min_dim)
+
+
+def blocked(**keys: object) -> MixedDim:
+    counts = np.array([400] * 10 + [10] * 90 + [1] * 900)
+    field = FieldSpec("item", "categorical", num_ids=1000, counts=counts)
+    tree = {"method": "mixed_dim", "embedding_dim": 64, "blocks": {"item": {"cuts": [0.69, 0.84]}}}
+    return MixedDim(config(tree | keys), (field,), {"main": 64})
+
+
+def test_a_budget_over_popularity_blocks() -> None:
+    """Popular blocks stay wider than rare ones, and the bytes of the built tables fit."""
+    for share in (0.3, 0.1, 0.05):
+        solved = blocked(budget=share, power_of_two=False)
+        assert solved.widths == sorted(solved.widths, reverse=True)
+        assert solved.widths[0] == 64
+        limit = share * 4 * 64 * 1000 + 64
+        assert solved.stored_bytes() <= limit + 64 * 2  # two more slots, counted beside
+        shapes = [(spec.rows, spec.width) for spec in solved.tables(64)]
+        words = sum(rows * width for rows, width in shapes)
+        words += sum(width * 64 for _, width in shapes if width < 64)
+        assert solved.stored_bytes() == 4 * words + 64 * 3
+
+
+def test_rank_of_popularity_blocks() -> None:
+    solved = blocked(alpha=0.5)
+    assert solved.widths == [64, 8, 4]  # 64 (p_i / p_max)^.5 of 400 : 10 : 1, to powers of two
+    counts = np.array([400] * 10 + [10] * 90 + [1] * 900)
+    field = (FieldSpec("item", "categorical", num_ids=1000, counts=counts),)
+    tree = {"method": "mixed_dim", "alpha": 0.5, "blocks": {"item": {"cuts": [0.69, 0.84]}}}
+    vectors = build(tree, field, {"main": 64})[1]["main"].all_vectors(0).detach().double()
+    for low, high, rank in ((0, 10, 10), (10, 100, 8), (100, 1000, 4)):
+        assert int(torch.linalg.matrix_rank(vectors[low:high], rtol=1e-5)) == rank

@@ -13,6 +13,7 @@ import serving
 from recsys.training.tracking.environment import model_requirements
 from serving.bundle import open_bundle
 from serving.encode import InputField
+from serving.topk import TopK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +42,8 @@ def log_model(
     import mlflow
     from mlflow.models import Model
 
-    inputs = open_bundle(bundle).inputs
+    opened = open_bundle(bundle)
+    inputs = opened.inputs
     example = plain_example(inputs, example)
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient(uri)
@@ -63,7 +65,7 @@ def log_model(
         artifacts={"bundle": str(bundle)},
         code_paths=[str(Path(serving.__path__[0]))],
         pip_requirements=model_requirements(),
-        signature=signature(inputs, example),
+        signature=signature(inputs, example, task=opened.task),
         input_example=example,
     )
     if register is not None:
@@ -101,7 +103,7 @@ def plain_example(inputs: Sequence[InputField], example: pd.DataFrame) -> pd.Dat
     return pd.DataFrame(columns)
 
 
-def signature(inputs: Sequence[InputField], example: pd.DataFrame) -> Any:
+def signature(inputs: Sequence[InputField], example: pd.DataFrame, task: str = "score") -> Any:
     """The ``mlflow.models.ModelSignature`` of a bundle, in the types that ``example`` shows."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
@@ -118,8 +120,11 @@ def signature(inputs: Sequence[InputField], example: pd.DataFrame) -> Any:
             # floats, decimals and dates as objects): the scorer checks the column by itself.
             kind = AnyType()
         columns[field.column] = ColSpec(kind, field.column)
-    scores = Schema([TensorSpec(np.dtype(np.float32), (-1,))])
-    return ModelSignature(inputs=Schema(list(columns.values())), outputs=scores)
+    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1,))])
+    if task == TopK.task:  # items are of the type that histories hold
+        items = Array(DataType[_TYPES[inputs[0].dtype]])
+        outputs = Schema([ColSpec(items, "items"), ColSpec(Array(DataType.float), "scores")])
+    return ModelSignature(inputs=Schema(list(columns.values())), outputs=outputs)
 
 
 def dataset_schema(schema: pa.Schema) -> dict[str, Any]:

@@ -11,17 +11,18 @@ import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from serving.scorer import Scorer
+from serving.topk import TopK, open_scorer
 
 EXACT = 2.0**53
 """Beyond this a float64 no longer holds every integer."""
 
 
 class BundleModel(PythonModel):
-    """Raw rows (B rows, the bundle's input columns) -> scores (B,) float32."""
+    """Raw rows (B rows, the bundle's input columns) -> scores (B,) float32, or for a bundle that
+    recommends a frame with lists ``items`` and ``scores``."""
 
     def load_context(self, context: PythonModelContext) -> None:  # called by keyword: keep the name
-        self._scorer = Scorer(context.artifacts["bundle"])
+        self._scorer = open_scorer(context.artifacts["bundle"])
         self._integers = [
             field.column
             for field in self._scorer.inputs
@@ -33,8 +34,13 @@ class BundleModel(PythonModel):
         context: PythonModelContext,
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
-    ) -> np.ndarray:
-        return self._scorer.predict(self._with_integers(model_input))
+    ) -> np.ndarray | pd.DataFrame:
+        rows = self._with_integers(model_input)
+        if isinstance(self._scorer, TopK):
+            found = self._scorer.recommend(rows)
+            lists = {"items": found.items.to_pylist(), "scores": found.scores.to_pylist()}
+            return pd.DataFrame(lists, dtype=object)
+        return self._scorer.predict(rows)
 
     def _with_integers(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Integers with nulls, which JSON requests deliver as floats, as integers again.

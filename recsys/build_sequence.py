@@ -1,0 +1,58 @@
+"""From the config of a sequence run and fitted features to its modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import torch
+from torch import nn
+
+from recsys.build import embedding_layers, finalise_layers
+from recsys.data.item_space import special_ids
+from recsys.embeddings import EmbeddingLayer, build_embeddings
+from recsys.features import FeatureEncoder, Features
+from recsys.models.sequence import SEQUENCE_MODELS
+from recsys.sequence_config import SequenceRunConfig
+from recsys.types import MemoryReport
+
+
+@dataclass(frozen=True)
+class SequenceAssembly:
+    """The modules of one run: raw `Batch` -> ``encoder`` -> ``model`` -> query vectors (B, D).
+
+    There is no id map: the model looks items up by encoded id itself.
+    """
+
+    encoder: FeatureEncoder
+    model: nn.Module
+
+    @property
+    def layers(self) -> list[EmbeddingLayer]:
+        """Every embedding layer of the model."""
+        return embedding_layers(self.model)
+
+    def memory(self) -> MemoryReport:
+        """Sizes of all tables."""
+        total: MemoryReport = reduce(add, (layer.memory() for layer in self.layers))
+        return total
+
+    def finalise(self) -> SequenceAssembly:
+        """Puts the serving form of every embedding layer into the model; outputs stay equal."""
+        finalise_layers(self.model)
+        return self
+
+
+def build_sequence(config: SequenceRunConfig, features: Features) -> SequenceAssembly:
+    """Builds all modules from ``config.seed``: same config and features, same weights.
+
+    Errors: `InputError` for a budget that the table method cannot serve.
+    """
+    torch.manual_seed(config.seed)
+    (field,) = features.fields
+    kind = SEQUENCE_MODELS[config.model.name]
+    dims = kind.tables(config.model, config.embedding.embedding_dim)
+    _, layers = build_embeddings(config.embedding, [field], dims, train=config.train)
+    model = kind(config.model, field, layers, specials=special_ids(features))
+    return SequenceAssembly(features.encoder(), model)

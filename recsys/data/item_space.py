@@ -1,0 +1,68 @@
+"""The id space of the items of a sequence model: how it is fitted, and which id is which item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from recsys.features import FeatureConfig, Features, fit
+from recsys.types import InputError
+from serving.encode import ids_of
+from serving.parquet import Source
+
+BATCH_ROWS = 2048
+"""Users at a time: their sequences may be long."""
+
+
+def fit_sequences(
+    configs: Mapping[str, FeatureConfig],
+    source: Source,
+    progress: Callable[[int], None] | None = None,
+) -> Features:
+    """`fit` of the one sequence feature on whole train sequences.
+
+    ``max_length`` says what a model reads at once, not which items exist: all items of a sequence
+    are counted, and the graph's input takes whole lists (``inputs[0].max_length`` is None). Errors:
+    those of `fit`, and `InputError` for hashed ids without ``buckets``.
+    """
+    whole = {
+        name: config.model_copy(update={"max_length": None}) for name, config in configs.items()
+    }
+    fitted = fit(whole, source, progress, batch_rows=BATCH_ROWS)
+    features = replace(fitted, configs=dict(configs))
+    (field,) = features.fields
+    if field.num_ids is None:
+        raise InputError(
+            f"features.{field.name}: a sequence model ranks a closed set of items; give encoding "
+            "hash a number of buckets, or use encoding vocabulary"
+        )
+    return features
+
+
+def raw_items(catalogue: Path, features: Features) -> pa.Array:
+    """The raw item of every encoded id (num_ids,), null for ids that are no item.
+
+    ``catalogue``: see `SequenceFiles`. Where items share an id (hash buckets) the most frequent one
+    stands for it; ids of the unseen stand for none.
+    """
+    (field,) = features.fields
+    assert field.num_ids is not None, "sequences are fitted with a closed id space"
+    items = pq.read_table(catalogue, columns=["item"]).column("item").combine_chunks()
+    raw = torch.from_numpy(np.array(ids_of(items, "item")))
+    encoded = features.encoder().list_features[0](raw).numpy()
+    place = np.full(field.num_ids, -1)
+    place[encoded[::-1]] = np.arange(len(items))[::-1]  # the first, most frequent one stays
+    place[: special_ids(features)] = -1
+    return items.take(pa.array(place, mask=place < 0))
+
+
+def special_ids(features: Features) -> int:
+    """How many of the first encoded ids are no items: null, and those of the unseen."""
+    ((_, state),) = features.states.items()
+    return len(state["counts"]) - len(state["ids"]) if "ids" in state else 1

@@ -1,0 +1,219 @@
+"""Tables of product-quantised vectors: as they are trained, and as they are served."""
+
+from typing import Any, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recsys.embeddings.codes import PackedCodes
+from recsys.embeddings.store import FLOAT_BYTES, Store, training_bytes
+from recsys.settings import TrainConfig
+from recsys.types import MemoryReport
+
+CHUNK = 4096
+"""Rows whose distances are computed at a time: 32 MB of doubles at 4 parts and 256 centroids."""
+USAGE_DECAY = 0.99
+DEAD_BELOW = 0.01
+"""A centroid is dead once 460 batches in a row have not used it: 0.99^460 = 0.01."""
+
+
+class CodeStore(Store):
+    """The serving form: each part of a row is the centroid that its code names.
+
+    ``centroids`` (parts, K, width / parts). **Shape:** rows (...) -> (..., width).
+    """
+
+    def __init__(self, *, codes: PackedCodes, centroids: Tensor) -> None:
+        super().__init__()
+        self.codes = codes
+        self.centroids = nn.Parameter(centroids)
+        self.weight = None
+        self.sparse = False
+        self.fused = False
+        self.padding = -1
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return pick(self.centroids, self.codes(rows))  # (..., width)
+
+    @torch.jit.unused
+    def memory(self, train: TrainConfig, fetched: int) -> MemoryReport:
+        parts, count, width = self.centroids.shape
+        training = training_bytes(
+            rows=parts * count, width=width, optimizer=train.table_optimizer, touched=None
+        )
+        codes = self.codes.packed.numel()
+        trained = self.centroids.numel()
+        return MemoryReport(trained, FLOAT_BYTES * trained + codes, training + codes, 0)
+
+    @torch.jit.unused
+    def finalise(self) -> "CodeStore":
+        """Itself."""
+        return self
+
+
+class QuantisingStore(Store):
+    """A table of floats, the queries, that the model sees through its nearest centroids.
+
+    Looking up gives, for each part of a row, the centroid nearest to the query's part (of all
+    centroids in the first ``head`` rows, of the first ``tail_centroids`` behind them), in training
+    as in evaluation. The gradient passes straight to the query; centroids follow the queries that
+    chose them by ``strength * mean (centroid - stopgrad(query))^2`` over the vectors that the loss
+    reaches, and by nothing else: L2 would pull all of them to zero.
+
+    Centroids start at rows of the table. One that `DEAD_BELOW` calls dead moves to the query of the
+    batch that is farthest from its own centroid. **Shape:** rows (...) -> (..., width).
+    """
+
+    weight: Tensor
+    usage: Tensor
+
+    def __init__(
+        self,
+        *,
+        weight: Tensor,
+        sparse: bool,
+        parts: int,
+        centroids: int,
+        head: int,
+        tail_centroids: int,
+        bits: Tuple[int, int],
+        strength: float,
+    ) -> None:
+        """``bits``: of a code in the head and behind it, once packed."""
+        super().__init__()
+        assert weight.size(1) % parts == 0
+        assert tail_centroids <= centroids
+        self.weight = nn.Parameter(weight)
+        self.sparse = sparse
+        self.fused = False
+        self.padding = -1
+        self.parts: int = parts
+        self.head: int = head
+        self.tail_centroids: int = tail_centroids if head < len(weight) else centroids
+        self.chunk: int = CHUNK
+        self._bits, self._strength = bits, strength
+        shared = torch.linspace(0, len(weight) - 1, self.tail_centroids).long()
+        popular = torch.linspace(0, max(0, head - 1), centroids - self.tail_centroids).long()
+        start = weight[torch.cat([shared, popular])].view(centroids, parts, -1).transpose(0, 1)
+        self.centroids = nn.Parameter(start.contiguous().clone())  # (parts, K, width / parts)
+        self.register_buffer("usage", torch.ones(parts, centroids))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        unique, place = torch.unique(rows, return_inverse=True)
+        codes = self.nearest(unique)  # (U, parts)
+        if torch.jit.is_scripting() or not self.training:  # type: ignore[attr-defined]
+            return pick(self.centroids, codes[place])
+        return self._straight_through(rows, unique, codes, place)
+
+    def nearest(self, rows: Tensor) -> Tensor:
+        """Codes (N, parts) of the rows (N,).
+
+        In double precision, where equal queries get equal codes however many are compared at once.
+        """
+        centroids = self.centroids.detach().double().transpose(1, 2)  # (parts, width / parts, K)
+        offset = 0.5 * centroids.square().sum(1, keepdim=True)  # (parts, 1, K)
+        closed = torch.arange(self.centroids.size(1), device=rows.device) >= self.tail_centroids
+        codes: List[Tensor] = []
+        for some in rows.split(self.chunk):
+            query = F.embedding(some, self.weight.detach()).double()
+            query = query.unflatten(-1, [self.parts, -1]).transpose(0, 1)  # (parts, N, ...)
+            scores = torch.bmm(query, centroids) - offset  # (parts, N, K)
+            barred = (some >= self.head).unsqueeze(-1) & closed  # (N, K)
+            codes.append(scores.masked_fill_(barred, float("-inf")).argmax(-1).t())
+        return torch.cat(codes)
+
+    @torch.jit.unused
+    def _straight_through(
+        self, rows: Tensor, unique: Tensor, codes: Tensor, place: Tensor
+    ) -> Tensor:
+        query = F.embedding(rows, self.weight, sparse=self.sparse)  # (..., width)
+        if torch.is_grad_enabled():
+            self._revive(unique, codes)
+        out: Tensor = _StraightThrough.apply(query, self.centroids, codes[place], self._strength)
+        return out
+
+    @torch.no_grad()
+    def _revive(self, rows: Tensor, codes: Tensor) -> None:
+        """Counts which centroids the ``rows`` (U,) use and moves dead ones."""
+        parts, count, _ = self.centroids.shape
+        names = codes + count * torch.arange(parts, device=codes.device)
+        used = torch.bincount(names.flatten(), minlength=parts * count).view(parts, count)
+        self.usage.mul_(USAGE_DECAY).add_(used)
+        dead = self.usage < DEAD_BELOW
+        if not bool(dead.any()):
+            return
+        query = self.weight[rows].unflatten(-1, [parts, -1])  # (U, parts, ...)
+        error = (pick(self.centroids, codes).view_as(query) - query).square().sum(-1)  # (U, parts)
+        head = rows < self.head
+        split = self.tail_centroids
+        for part in range(parts):
+            worst = error[:, part].sort(descending=True, stable=True).indices
+            for first, last, allowed in (
+                (0, split, ~head | (split == count)),
+                (split, count, head),
+            ):
+                found = worst[allowed[worst]]
+                lost = dead[part, first:last].nonzero().flatten()[: len(found)] + first
+                self.centroids[part, lost] = query[found[: len(lost)], part]
+                self.usage[part, lost] = 1.0
+
+    @torch.jit.unused
+    def penalised(self) -> List[nn.Parameter]:
+        """Centroids follow the queries alone: L2 on the queries is L2 on them."""
+        return [self.centroids]
+
+    @torch.jit.unused
+    def memory(self, train: TrainConfig, fetched: int) -> MemoryReport:
+        rows, width = self.weight.shape
+        optimizer = train.table_optimizer
+        touched = min(rows, fetched) if self.sparse else None
+        training = training_bytes(rows=rows, width=width, optimizer=optimizer, touched=touched)
+        training += training_bytes(
+            rows=self.centroids.shape[:2].numel(),
+            width=self.centroids.size(2),
+            optimizer=optimizer,
+            touched=None,
+        )
+        trained = self.weight.numel() + self.centroids.numel()
+        counters = FLOAT_BYTES * self.usage.numel()
+        return MemoryReport(trained, FLOAT_BYTES * trained + counters, training + counters, 0)
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def finalise(self) -> CodeStore:
+        """Codes and centroids; the queries are gone."""
+        codes = self.nearest(torch.arange(len(self.weight), device=self.weight.device))
+        head_bits, tail_bits = self._bits
+        packed = PackedCodes(codes=codes, head=self.head, head_bits=head_bits, tail_bits=tail_bits)
+        return CodeStore(codes=packed, centroids=self.centroids.detach().clone())
+
+
+def pick(centroids: Tensor, codes: Tensor) -> Tensor:
+    """Centroids (parts, K, w) by codes (..., parts), side by side: (..., parts * w)."""
+    offset = torch.arange(centroids.size(0), device=codes.device) * centroids.size(1)
+    return F.embedding(codes + offset, centroids.flatten(0, 1)).flatten(-2)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """`pick`, whose gradient goes to the queries, while centroids get that of the codebook loss."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, centroids: Tensor, codes: Tensor, strength: float) -> Any:
+        out = pick(centroids, codes)
+        ctx.save_for_backward(query, out, codes)
+        ctx.shape, ctx.strength = centroids.shape, strength
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tuple[Tensor, Tensor, Optional[Tensor], None]:
+        (grad,) = grads
+        query, out, codes = ctx.saved_tensors
+        parts, count, width = ctx.shape
+        reached = (grad != 0).any(-1, keepdim=True)  # padding of lists is not
+        share = 2 * ctx.strength / max(1, int(reached.sum()) * out.size(-1))
+        pull = torch.where(reached, share * (out - query), 0.0).to(query.dtype)
+        names = codes + count * torch.arange(parts, device=codes.device)
+        moved = query.new_zeros(parts * count, width)
+        moved.index_add_(0, names.flatten(), pull.reshape(-1, width))
+        return grad, moved.view(parts, count, width), None, None

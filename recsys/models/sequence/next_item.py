@@ -1,0 +1,105 @@
+"""How causal models learn: every item of a window predicts the next."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
+
+from recsys.data.sequence_data import Windows
+from recsys.layers.catalogue_loss import (
+    catalogue_cross_entropy,
+    gbce_beta,
+    generalised_bce,
+    sampled_softmax,
+)
+from recsys.models.sequence.items import ItemModel
+from recsys.types import Batch, FrozenConfig
+
+NextItemLoss = Literal["cross_entropy", "sampled_softmax", "bce", "gbce"]
+
+
+class NextItemConfig(FrozenConfig):
+    """``loss``: over the whole catalogue (``cross_entropy``), or over the next item and uniform
+    negatives: ``sampled_softmax``, ``bce`` (original SASRec) or ``gbce`` (gSASRec). ``negatives``:
+    how many; ``negatives_per``: drawn for each position, or once for all positions of a row, which
+    turns their scores into one matrix product. ``calibration``: gBCE's t, 0 (BCE) to 1.
+    """
+
+    loss: NextItemLoss = "cross_entropy"
+    negatives: PositiveInt | None = None
+    negatives_per: Literal["position", "row"] = "row"
+    calibration: float = Field(default=0.75, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _no_dead_settings(self) -> "NextItemConfig":
+        if (self.loss == "cross_entropy") != (self.negatives is None):
+            raise ValueError(
+                f"loss {self.loss} "
+                + (
+                    "has no negatives; remove them"
+                    if self.negatives
+                    else "needs negatives, for example negatives: 256"
+                )
+            )
+        return self
+
+
+def window(max_length: int) -> Windows:
+    """Every item but a sequence's first is predicted once, from up to ``max_length`` before it."""
+    return Windows(length=max_length + 1, stride=max_length, least=2)
+
+
+def pairs(batch: Batch, specials: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of the first L - 1 items of each row (B, L) to predict the next from, (B, L - 1) bool;
+    and of these N pairs the row (N,) and the next item (N,). Ids that are no items (unseen in
+    training) are read but not predicted."""
+    following = batch.lists[0][:, 1:]  # (B, L - 1)
+    rows, length = following.shape
+    places = torch.arange(1, length + 1, device=following.device)
+    learned = (places < batch.lengths[:, :1]) & (following >= specials)
+    row = torch.arange(rows, device=following.device).unsqueeze(1).expand(rows, length)
+    return learned, row[learned], following[learned]
+
+
+def next_item_loss(
+    config: NextItemConfig, model: ItemModel, states: Tensor, row: Tensor, target: Tensor
+) -> Tensor:
+    """``states`` (N, D) of positions whose next items are ``target`` (N,), ids; ``row`` (N,): the
+    row of each, rising. Mean over positions, 0 if there are none."""
+    first = model.specials
+    if config.loss == "cross_entropy":
+        items = model.item_vectors()[first:]
+        return catalogue_cross_entropy(states, items, None, target - first)
+    positive, negative = scores(config, model, states, row, target)
+    if config.loss == "sampled_softmax":
+        return sampled_softmax(positive, negative)
+    beta = 1.0
+    if config.loss == "gbce":
+        beta = gbce_beta(negative.size(1), model.num_ids - first, config.calibration)
+    return generalised_bce(positive, negative, beta)
+
+
+def scores(
+    config: NextItemConfig, model: ItemModel, states: Tensor, row: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of the next item (N,) and of uniform negatives (N, K), -inf where they are the next item."""
+    assert config.negatives is not None
+    positive = (states * model.embedding.vectors(target, 0)).sum(1)  # (N,)
+    rows = target.size(0)
+    if config.negatives_per == "position":
+        drawn = torch.randint(
+            model.specials, model.num_ids, (rows, config.negatives), device=target.device
+        )
+        vectors = model.embedding.vectors(drawn, 0)  # (N, K, D)
+        negative = torch.matmul(vectors, states.unsqueeze(2)).squeeze(2)  # (N, K)
+    else:
+        counts = torch.bincount(row)
+        own = torch.randint(
+            model.specials, model.num_ids, (counts.size(0), config.negatives), device=target.device
+        )
+        vectors = model.embedding.vectors(own, 0)  # (B, K, D)
+        parts = states.split(counts.tolist())
+        negative = torch.cat([p @ v.t() for p, v in zip(parts, vectors.unbind(0), strict=True)])
+        drawn = own[row]  # (N, K)
+    return positive, negative.masked_fill(drawn == target.unsqueeze(1), -torch.inf)

@@ -1,0 +1,86 @@
+"""The run of a CTR model as one frozen tree, and what every kind of run has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from recsys.compatibility import check_parts, check_tables
+from recsys.config_errors import did_you_mean
+from recsys.embeddings import EmbeddingConfig
+from recsys.features import FeatureConfig
+from recsys.models import ModelConfig
+from recsys.selection import SelectionConfig
+from recsys.settings import DataConfig, ExportConfig, TrackingConfig, TrainConfig
+from recsys.types import FrozenConfig
+
+MONITORS = ("auc", "gauc", "pr_auc", "logloss", "ne", "ece")
+
+
+class Run(FrozenConfig):
+    """The keys of every run; ``data``, ``model`` and ``train`` are more precise in each kind."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: int = 0
+    data: FrozenConfig
+    features: Annotated[dict[str, FeatureConfig], Field(min_length=1)]
+    embedding: EmbeddingConfig
+    model: FrozenConfig
+    train: TrainConfig = TrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> Self:
+        check_tables(self.embedding, self.train)
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the result of the run (not of where it is tracked).
+
+        Keys that are not set do not count, so that a new optional key leaves old digests alone.
+        """
+        tree = self.model_dump(mode="json", exclude={"tracking", "export"}, exclude_none=True)
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+class RunConfig(Run):
+    """One complete run of a CTR model.
+
+    Errors: unknown keys, wrong values and parts that cannot work together are refused when the
+    config is read, before any data is touched.
+    """
+
+    data: DataConfig
+    model: ModelConfig
+    selection: SelectionConfig | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunConfig:
+        if self.train.monitor not in MONITORS:
+            hint = did_you_mean(self.train.monitor, MONITORS)
+            raise ValueError(f"train.monitor {self.train.monitor!r} is no metric{hint}")
+        if self.train.monitor == "gauc" and self.data.group is None:
+            raise ValueError("train.monitor gauc needs data.group, the column of the user")
+        check_parts(self.features, self.model, self.train)
+        if self.selection is not None and self.train.store == "torchrec":
+            raise ValueError(
+                "train.store torchrec keeps optimiser state inside its tables, but selection "
+                "starts every phase with fresh optimisers; set train.store torch"
+            )
+        for name, feature in self.features.items():
+            column = getattr(feature, "column", None) or name
+            if column == self.data.label:
+                raise ValueError(f"features.{name} reads the label column {column!r}; remove it")
+            shares = getattr(feature, "shares", None)
+            if shares is not None and (shares not in self.features or shares == name):
+                others = [other for other in self.features if other != name]
+                raise ValueError(
+                    f"features.{name}.shares names {shares!r}, which is no other feature"
+                    f"{did_you_mean(shares, others)}"
+                )
+        return self

@@ -1,0 +1,91 @@
+"""The run of an item-sequence model as one frozen tree."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from recsys.compatibility import check_history
+from recsys.config_errors import did_you_mean
+from recsys.data.interactions_config import InteractionsConfig
+from recsys.features.sequence import Sequence as SequenceFeature
+from recsys.models.sequence import SequenceModelConfig
+from recsys.run_config import Run
+from recsys.settings import TrainConfig
+from recsys.types import FrozenConfig
+
+Sampler = Literal["uniform", "popularity"]
+
+
+class RankingConfig(FrozenConfig):
+    """How lists of items are judged, and what the bundle returns.
+
+    ``cutoffs``: each k of Recall@k and NDCG@k; the largest is how many items the bundle returns
+    unless it is asked for another number. ``filter_seen``: items of the history are neither ranked
+    nor returned. ``sampled``: also rank the target among 100 sampled items, as many papers do; such
+    metrics are named ``sampled_uniform/recall@10`` and so on, and measured after training only.
+    """
+
+    cutoffs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10, 20)
+    filter_seen: bool = True
+    sampled: tuple[Sampler, ...] = ()
+
+    @property
+    def monitors(self) -> list[str]:
+        """The metrics that can choose the best epoch."""
+        return [f"{name}@{k}" for name in ("ndcg", "recall") for k in self.cutoffs] + ["mrr"]
+
+    @property
+    def shown(self) -> int:
+        """The k of tables and pictures: 10, or the largest if 10 is not measured."""
+        return 10 if 10 in self.cutoffs else max(self.cutoffs)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> RankingConfig:
+        for name, values in (("cutoffs", self.cutoffs), ("sampled", self.sampled)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"ranking.{name}: a value is given twice; give each once")
+        return self
+
+
+class RankingTrainConfig(TrainConfig):
+    """`TrainConfig` with the defaults of a ranking: ``monitor`` is one of `RankingConfig.monitors`,
+    ``batch_size`` counts sequences."""
+
+    batch_size: PositiveInt = 256
+    monitor: str = "ndcg@10"
+
+
+class SequenceRunConfig(Run):
+    """One complete run of a model that recommends the next item of a sequence.
+
+    Errors: as `recsys.run_config.RunConfig`.
+    """
+
+    data: InteractionsConfig
+    model: SequenceModelConfig
+    train: RankingTrainConfig = RankingTrainConfig()
+    ranking: RankingConfig = RankingConfig()
+
+    @property
+    def column(self) -> str:
+        """The list column of raw items: that of the one feature."""
+        ((name, feature),) = self.features.items()
+        return feature.source_column(name)
+
+    @property
+    def max_length(self) -> int:
+        """How many of the most recent items the model reads."""
+        (feature,) = self.features.values()
+        assert isinstance(feature, SequenceFeature), feature
+        return feature.max_length
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> SequenceRunConfig:
+        known = self.ranking.monitors
+        if self.train.monitor not in known:
+            hint = did_you_mean(self.train.monitor, known)
+            raise ValueError(f"train.monitor {self.train.monitor!r} is not measured here{hint}")
+        check_history(self.features, self.model.name)
+        return self
