@@ -37,6 +37,8 @@ TABLE_LAWS: list[Law] = [
     tables.check_every_id_has_a_vector,
     tables.check_memory_equals_tensors,
     tables.check_finalise_keeps_outputs,
+    models.check_every_trained_tensor_moves,
+    models.check_weights_round_trip,
     models.check_script_equals_eager,
     models.check_export_equals_eager,
 ]

@@ -7,11 +7,13 @@ import io
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from recsys.build import build
 from recsys.embeddings import build_embeddings
 from recsys.models import MODELS
+from recsys.settings import TrainConfig
 from recsys.testing.world import World, graph, shake
 from recsys.training.metrics import auc
 from recsys.training.optimizers import build_optimizers
@@ -36,6 +38,23 @@ def check_every_parameter_gets_a_gradient(world: World) -> None:
         assert parameter.grad is not None, f"{name} gets no gradient"
         grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
         assert grad.abs().sum() > 0, f"{name} gets a zero gradient"
+
+
+def check_every_trained_tensor_moves(world: World) -> None:
+    """One step moves the network's parameters, and what the tables learn, floats or not."""
+    shake(world.model)
+    world.model.train()
+    layers = world.assembly.layers
+    ours = {id(p) for layer in layers for p in layer.parameters()}
+    trained: list[Tensor] = [p for p in world.model.parameters() if id(p) not in ours]
+    trained += [tensor for layer in layers for tensor in layer.trained()]
+    before = [tensor.detach().clone() for tensor in trained]
+    optimizers = build_optimizers(world.model, TrainConfig(learning_rate=0.1))
+    optimizers.zero_grad()
+    world.model(world.rows()).square().sum().backward()
+    optimizers.step()
+    for old, new in zip(before, trained, strict=True):
+        assert not torch.equal(old, new), f"a trained tensor {tuple(new.shape)} stands still"
 
 
 def check_a_row_scores_the_same_alone(world: World) -> None:

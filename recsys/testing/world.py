@@ -14,7 +14,8 @@ from torch import nn
 
 from recsys.build import Assembly, build
 from recsys.bundle.graph import ServingGraph
-from recsys.config import RunConfig, parse_config
+from recsys.config import RunConfig, parse_click_config
+from recsys.embeddings.integer_store import IntegerStore
 from recsys.features import Features, fit
 from recsys.types import Batch, FrozenConfig
 from serving.encode import encode
@@ -63,7 +64,7 @@ def world(
     """Builds a `World` in ``folder`` around a model config, a table config, or both."""
     seen, table = _log(200, seed=1), _log(50, seed=2)
     pq.write_table(seen, folder / "world.parquet")
-    config = parse_config(
+    config = parse_click_config(
         {
             "name": "world",
             "seed": seed,
@@ -118,6 +119,12 @@ def shake(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        for store in model.modules():
+            if isinstance(store, IntegerStore):
+                store.write(
+                    torch.arange(store.codes.size(0)),
+                    0.1 * torch.randn(store.codes.shape, generator=generator),
+                )
     return model
 
 
