@@ -141,6 +141,51 @@ def benchmark(
 
 
 @app.command()
+def compress(
+    config: ConfigFile,
+    budgets: Annotated[
+        str, typer.Option(help="Shares of the full table or sizes, by comma: 0.5,0.1,10MB.")
+    ] = "0.5,0.1,0.01",
+    methods: Annotated[str, typer.Option(help="Table methods, by comma, or all.")] = "all",
+    selections: Annotated[str, typer.Option(help="Selection methods, by comma, or none.")] = "none",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per point, from its own on.")] = 1,
+    overrides: Overrides = None,
+    data_root: DataRoot = ".",
+    out: RunsFolder = Path("runs"),
+    cache: CacheFolder = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    report: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG file to write.")] = None,
+    best: Annotated[float | None, typer.Option(help="Best possible AUC, where known.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Table methods under byte budgets: one Pareto of AUC against bytes; resumable."""
+    from pipelines import compress as pipeline
+    from pipelines.embeddings import parse_budget
+    from recsys.config import load_config
+
+    result = pipeline.run(
+        load_config(config, overrides or ()),
+        budgets=[parse_budget(text) for text in budgets.split(",")],
+        methods=None if methods == "all" else methods.split(","),
+        selections=[] if selections == "none" else selections.split(","),
+        seeds=seeds,
+        root=data_root,
+        out=out,
+        cache=cache,
+        workers=workers,
+        report=report,
+        picture=picture,
+        command=" ".join(["recsys", *sys.argv[1:]]),
+        bayes=best,
+        reporter=reporter(),
+    )
+    show(result, as_json, pipeline.render)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     data: Annotated[

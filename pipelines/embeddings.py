@@ -12,13 +12,22 @@ import torch
 from pydantic import ValidationError
 from rich.table import Table
 
-from pipelines.prepare import fit_features
-from recsys.build import layer_dims
-from recsys.config import RunConfig
+from pipelines.prepare import fit_features, sequence_files
+from recsys.config import AnyRunConfig, SequenceRunConfig
 from recsys.data import splits
-from recsys.embeddings import EMBEDDINGS, EmbeddingLayer, IdMap, TableConfig, build_embeddings
+from recsys.data.item_space import fit_sequences
+from recsys.embeddings import (
+    EMBEDDINGS,
+    EmbeddingLayer,
+    IdMap,
+    TableConfig,
+    TableMethod,
+    build_embeddings,
+)
 from recsys.embeddings.budget import budget_bytes, parse_bytes
 from recsys.features import Features
+from recsys.models import MODELS
+from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.types import InputError, MemoryReport
 
@@ -26,7 +35,7 @@ Result = dict[str, Any]
 
 
 def run(
-    config: RunConfig,
+    config: AnyRunConfig,
     *,
     budgets: Sequence[str | float],
     methods: Sequence[str] | None = None,
@@ -47,8 +56,7 @@ def run(
     unknown = sorted(set(methods or ()) - set(EMBEDDINGS))
     if unknown:
         raise InputError(f"--methods {unknown[0]}: no such method; known: {', '.join(EMBEDDINGS)}")
-    raw = splits(config.data, root)
-    features = fit_features(config, raw, cache, reporter or SilentReporter())
+    features = fitted(config, root=root, cache=cache, reporter=reporter or SilentReporter())
     rows = [
         _solved(config, features, method, budget)
         for budget in budgets
@@ -56,6 +64,23 @@ def run(
     ]
     sizes = {field.name: field.num_ids for field in features.fields if field.kind != "numeric"}
     return {"fields": sizes, "rows": rows}
+
+
+def fitted(config: AnyRunConfig, *, root: str, cache: Path, reporter: Reporter) -> Features:
+    """The features of a run of either kind."""
+    if isinstance(config, SequenceRunConfig):
+        files = sequence_files(config, root, cache, reporter)
+        return fit_features(config, files, cache, reporter, fit_sequences)
+    return fit_features(config, splits(config.data, root), cache, reporter)
+
+
+def layer_dims(config: AnyRunConfig) -> dict[str, int]:
+    """The widths of the vectors that the model asks for, by layer."""
+    zoo: dict[str, Any] = SEQUENCE_MODELS if isinstance(config, SequenceRunConfig) else MODELS
+    dims: dict[str, int] = zoo[config.model.name].tables(
+        config.model, config.embedding.embedding_dim
+    )
+    return dims
 
 
 def parse_budget(text: str) -> str | float:
@@ -78,7 +103,7 @@ def parse_budget(text: str) -> str | float:
     return share
 
 
-def table_config(config: RunConfig, method: str, budget: str | float) -> TableConfig:
+def table_config(config: AnyRunConfig, method: str, budget: str | float) -> TableConfig:
     """The config of ``method`` under ``budget``: that of the run if it is its method.
 
     Errors: `InputError` if the method has no such setting.
@@ -97,12 +122,24 @@ SIZES = ("rows", "compression", "alpha", "rank", "width", "parts", "collisions")
 """Keys that fix a method's size, and so give way to a budget."""
 
 
-def _solved(config: RunConfig, features: Features, method: str, budget: str | float) -> Result:
+def solve(
+    config: AnyRunConfig, features: Features, method: str, budget: str | float
+) -> tuple[TableConfig, TableMethod]:
+    """The config of ``method`` under ``budget``, and its plan; it allocates no table.
+
+    Errors: `InputError` for a budget out of reach, naming the floor, or fields that the method
+    cannot serve.
+    """
+    table = table_config(config, method, budget)
+    return table, EMBEDDINGS[method](table, features.fields, layer_dims(config))
+
+
+def _solved(config: AnyRunConfig, features: Features, method: str, budget: str | float) -> Result:
     dims = layer_dims(config)
     row: Result = {"method": method, "budget": budget}
     try:
         row["budget_bytes"] = budget_bytes(budget, features.fields, dims)
-        table = table_config(config, method, budget)
+        table, plan = solve(config, features, method, budget)
         torch.manual_seed(config.seed)
         id_map, layers = build_embeddings(table, features.fields, dims, train=config.train)  # type: ignore[arg-type]
     except InputError as error:
@@ -110,7 +147,6 @@ def _solved(config: RunConfig, features: Features, method: str, budget: str | fl
     training = sum(layer.memory().training_bytes for layer in layers.values())
     final = [layer.finalise() for layer in layers.values()]
     total = sum((layer.memory() for layer in final), MemoryReport(0, 0, 0, 0))
-    plan = EMBEDDINGS[method](table, features.fields, dims)
     return row | {
         "feasible": True,
         "reason": None,

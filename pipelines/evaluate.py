@@ -50,7 +50,7 @@ def run(
     if opened.task == TopK.task:
         if slices:
             raise InputError(
-                f"--slice {slices[0]}: {bundle} recommends items; slices are of clicks"
+                f"--slice {slices[0]}: {bundle} recommends items; slices are of click models"
             )
         metrics = evaluate_ranking.measure(opened, data, split, root, reporter)
     else:

@@ -56,20 +56,13 @@ class Assembly:
         return self
 
 
-def layer_dims(config: RunConfig) -> dict[str, int]:
-    """The widths of the vectors that the model asks for, by layer."""
-    dims: dict[str, int] = MODELS[config.model.name].tables(
-        config.model, config.embedding.embedding_dim
-    )
-    return dims
-
-
 def build(config: RunConfig, features: Features) -> Assembly:
     """Builds all modules from ``config.seed``: same config and features, same weights."""
     torch.manual_seed(config.seed)
-    dims = layer_dims(config)
+    kind = MODELS[config.model.name]
+    dims = kind.tables(config.model, config.embedding.embedding_dim)
     id_map, layers = build_embeddings(config.embedding, features.fields, dims, train=config.train)
-    model = MODELS[config.model.name](config.model, features.fields, layers)
+    model = kind(config.model, features.fields, layers)
     selection = None
     if config.selection is not None:
         kind_of = SELECTIONS[config.selection.method]

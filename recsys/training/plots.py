@@ -204,6 +204,48 @@ def spread(groups: Mapping[str, tuple[Sequence[float], float | None]], title: st
     return figure
 
 
+def pareto(
+    lines: Mapping[str, Sequence[tuple[int, Sequence[float], Sequence[float]]]],
+    metrics: tuple[str, str],
+    title: str,
+    *,
+    baseline: str,
+    best: float | None = None,
+) -> Figure:
+    """Two metrics against stored bytes, on a logarithmic axis: one line per method through the
+    means over seeds, a dot per seed; ``baseline`` is dashed. ``lines``: method -> (bytes, values of
+    the first metric, of the second). ``best``: the best possible value of the first metric."""
+    figure = Figure(figsize=(2 * _SIZE[0], 1.2 * _SIZE[1]), layout="constrained")
+    markers = "os^vD<>pPX*"
+    for which, axes in enumerate(figure.subplots(1, 2), start=1):
+        _dress(axes, "", "Stored bytes of all tables", f"Test {metrics[which - 1]}")
+        axes.set_xscale("log")
+        for place, (name, points) in enumerate(sorted(lines.items())):
+            plain = name == baseline
+            color = "black" if plain else _COLORS[place % len(_COLORS)]
+            means = [float(np.mean(point[which])) for point in points]
+            axes.plot(
+                [point[0] for point in points],
+                means,
+                marker=markers[place % len(markers)],
+                markersize=5,
+                color=color,
+                linestyle="--" if plain else "-",
+                linewidth=1.6 if plain else 1.0,
+                label=f"{name} (plain table)" if plain else name,
+            )
+            for size, *values in points:
+                seeds = values[which - 1]
+                axes.plot([size] * len(seeds), seeds, ".", color=color, alpha=0.35, markersize=3)
+        if best is not None and which == 1:
+            axes.axhline(best, color="gray", linewidth=0.8, linestyle=":", label="best possible")
+    figure.axes[1].legend(
+        frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5)
+    )
+    figure.suptitle(title)
+    return figure
+
+
 def histogram(values: Array, title: str, x: str, threshold: float | None = None) -> Figure:
     """How ``values`` (N,) are spread; a line at ``threshold`` with the share above it."""
     figure, axes = _single(title, x, "Count")

@@ -1,0 +1,157 @@
+"""Table methods and selections under byte budgets, trained on one config: one Pareto.
+
+Every method is given the same bytes, seeds, epochs and early stopping. The plain table of the
+largest width that fits is a method like any other (`full`): what compresses must beat it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.benchmark_report import read_report, summary, write_report
+from pipelines.compress_report import markdown, pareto, render
+from pipelines.embeddings import fitted, solve
+from pipelines.grid import Grid, Job, columns_of, data_digest
+from recsys.config import AnyRunConfig, parse_config
+from recsys.embeddings import EMBEDDINGS
+from recsys.features import Features
+from recsys.training.progress import Reporter, SilentReporter
+from serving.errors import InputError
+
+__all__ = ["render", "run"]
+
+Result = dict[str, Any]
+
+INTEGERS = ("int8", "int16", "alpt")
+SHARES = {"magnitude": "keep"}
+"""Selection method -> the key of the share of weights that it keeps."""
+
+
+def run(
+    config: AnyRunConfig,
+    *,
+    budgets: Sequence[str | float],
+    methods: Sequence[str] | None = None,
+    selections: Sequence[str] = (),
+    seeds: int = 1,
+    root: str = ".",
+    out: Path = Path("runs"),
+    cache: Path | None = None,
+    workers: int = 1,
+    report: Path | None = None,
+    picture: Path | None = None,
+    command: str = "",
+    bayes: float | None = None,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Trains ``config`` with every table method (``methods``; default: all) at every budget that
+    the method can meet, and with every selection that can be told a share to keep.
+
+    Returns ``{rows: [{method, budget, seeds, METRIC, METRIC_sd, stored_bytes, training_bytes,
+    lookups_per_row, seconds}], infeasible: [{method, budget, reason}], failed, markdown}``.
+    Finished runs are kept in ``out/compress`` and not repeated. ``bayes``: the best possible value
+    of the metric, where it is known. ``report``, ``picture``: files for the table and the Pareto.
+
+    Errors: `InputError` for an unknown method, before anything runs.
+    """
+    reporter = reporter or SilentReporter()
+    names = list(EMBEDDINGS) if methods is None else list(methods)
+    _known("--methods", names, EMBEDDINGS)
+    _known("--selections", selections, SHARES)
+    if report is not None:
+        read_report(report)
+    cache = cache or out / "cache"
+    columns = columns_of({config.name: config})
+    features = fitted(config, root=root, cache=cache, reporter=reporter)
+    plans: dict[str, AnyRunConfig] = {}
+    points: dict[str, tuple[str, str | float]] = {}
+    infeasible: list[Result] = []
+    for budget in budgets:
+        for name in (*names, *selections):
+            try:
+                plan = _derived(config, features, name, budget)
+            except InputError as error:
+                reason = " ".join(str(error).split())
+                infeasible.append({"method": name, "budget": budget, "reason": reason})
+                reporter.say(f"left out: {name} at {budget}: {reason}")
+                continue
+            label = f"{name}@{budget}"
+            plans[label], points[label] = plan, (name, budget)
+    if not plans:
+        raise InputError("--budgets: no method can meet any of them; see `recsys embeddings`")
+    digest = data_digest(config, config.name, root)
+    jobs = [
+        Job(label, plan.model_copy(update={"seed": seed}), digest)
+        for label, plan in plans.items()
+        for seed in range(config.seed, config.seed + seeds)
+    ]
+    with Grid("compress", jobs, out / "compress") as grid:
+        results, failed = grid.run(
+            columns, root=root, out=out, cache=cache, workers=workers, reporter=reporter
+        )
+        rows = []
+        for label, (name, budget) in points.items():
+            mine = [job for job in jobs if job.label == label and job.key in results]
+            done = {job.config.seed: results[job.key] for job in mine}
+            if done:
+                means = {key: _mean(done, key) for key in ("training_bytes", "lookups_per_row")}
+                row = summary(label, done, {}, columns) | means
+                rows.append(row | {"method": name, "budget": budget})
+        text = markdown(rows, infeasible, columns, command, bayes)
+        if rows:
+            grid.tracker.log_text(text, "compress.md")
+            figure = pareto(rows, columns, config.name, bayes)
+            grid.tracker.log_figure(figure, "plots/pareto.png")
+            if picture is not None:
+                picture.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(picture, dpi=110, bbox_inches="tight")
+    if report is not None:
+        write_report(report, text)
+    return {
+        "rows": rows,
+        "infeasible": infeasible,
+        "failed": failed,
+        "metrics": columns._asdict(),
+        "markdown": text,
+    }
+
+
+def _known(option: str, names: Sequence[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"{option} {name}: no such method; known: {', '.join(known)}")
+
+
+def _derived(
+    config: AnyRunConfig, features: Features, name: str, budget: str | float
+) -> AnyRunConfig:
+    """``config`` with the table method or the selection ``name`` under ``budget``.
+
+    Errors: `InputError` where it cannot work or cannot meet the budget.
+    """
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    if name in EMBEDDINGS:
+        table, _ = solve(config, features, name, budget)
+        tree["embedding"] = table.model_dump(mode="json", exclude_unset=True)
+        tree.pop("selection", None)
+        if name in INTEGERS and config.train.embedding_l2.mode == "all_rows":
+            # Rows kept as integers are never all in memory as floats, so only touched rows decay.
+            l2 = {"value": config.train.embedding_l2.value, "mode": "touched_rows"}
+            tree["train"] = {**tree.get("train", {}), "embedding_l2": l2}
+    else:
+        if isinstance(budget, str):
+            raise InputError(
+                f"selection {name}: keeps a share; give the budget as one, such as 0.1"
+            )
+        if budget == 1:
+            raise InputError(f"selection {name}: at a budget of 1 there is nothing to select")
+        tree["selection"] = {"method": name, SHARES[name]: budget}
+    return parse_config(tree, where=f"{name} at {budget}")
+
+
+def _mean(done: Mapping[int, Result], key: str) -> int:
+    return round(float(np.mean([result["memory"][key] for result in done.values()])))
