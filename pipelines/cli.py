@@ -146,7 +146,9 @@ def compress(
     budgets: Annotated[
         str, typer.Option(help="Shares of the full table or sizes, by comma: 0.5,0.1,10MB.")
     ] = "0.5,0.1,0.01",
-    methods: Annotated[str, typer.Option(help="Table methods, by comma, or all.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="Table methods, by comma, or all; robe:hashes=2 sets a key.")
+    ] = "all",
     selections: Annotated[str, typer.Option(help="Selection methods, by comma, or none.")] = "none",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per point, from its own on.")] = 1,
     overrides: Overrides = None,

@@ -6,7 +6,7 @@ largest width that fits is a method like any other (`full`): what compresses mus
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.benchmark_report import read_report, summary, write_report
 from pipelines.compress_report import markdown, pareto, render
-from pipelines.embeddings import fitted, solve
+from pipelines.embeddings import fitted, method_of, solve
 from pipelines.grid import Grid, Job, columns_of, data_digest
 from recsys.config import AnyRunConfig, parse_config
 from recsys.embeddings import EMBEDDINGS
@@ -48,8 +48,9 @@ def run(
     bayes: float | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
-    """Trains ``config`` with every table method (``methods``; default: all) at every budget that
-    the method can meet, and with every selection that can be told a share to keep.
+    """Trains ``config`` with every table method (``methods``, ``NAME`` or ``NAME:KEY=VALUE``;
+    default: all) at every budget that it can meet, and with the ``selections``, which keep such a
+    share of the weights.
 
     Returns ``{rows: [{method, budget, seeds, METRIC, METRIC_sd, stored_bytes, training_bytes,
     lookups_per_row, seconds}], infeasible: [{method, budget, reason}], failed, markdown}``.
@@ -60,8 +61,13 @@ def run(
     """
     reporter = reporter or SilentReporter()
     names = list(EMBEDDINGS) if methods is None else list(methods)
-    _known("--methods", names, EMBEDDINGS)
-    _known("--selections", selections, SHARES)
+    for name in names:
+        method_of(name)
+    for name in selections:
+        if name not in SHARES:
+            raise InputError(
+                f"--selections {name}: keeps no given share; known: {', '.join(SHARES)}"
+            )
     if report is not None:
         read_report(report)
     cache = cache or out / "cache"
@@ -120,12 +126,6 @@ def run(
     }
 
 
-def _known(option: str, names: Sequence[str], known: Collection[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise InputError(f"{option} {name}: no such method; known: {', '.join(known)}")
-
-
 def _derived(
     config: AnyRunConfig, features: Features, name: str, budget: str | float
 ) -> AnyRunConfig:
@@ -134,11 +134,11 @@ def _derived(
     Errors: `InputError` where it cannot work or cannot meet the budget.
     """
     tree = config.model_dump(mode="json", exclude_unset=True)
-    if name in EMBEDDINGS:
+    if name not in SHARES:
         table, _ = solve(config, features, name, budget)
         tree["embedding"] = table.model_dump(mode="json", exclude_unset=True)
         tree.pop("selection", None)
-        if name in INTEGERS and config.train.embedding_l2.mode == "all_rows":
+        if method_of(name) in INTEGERS and config.train.embedding_l2.mode == "all_rows":
             # Rows kept as integers are never all in memory as floats, so only touched rows decay.
             l2 = {"value": config.train.embedding_l2.value, "mode": "touched_rows"}
             tree["train"] = {**tree.get("train", {}), "embedding_l2": l2}

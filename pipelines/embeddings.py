@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from pydantic import ValidationError
 from rich.table import Table
 
@@ -53,9 +54,8 @@ def run(
 
     Errors: `InputError` for an unknown method or budgets that are none.
     """
-    unknown = sorted(set(methods or ()) - set(EMBEDDINGS))
-    if unknown:
-        raise InputError(f"--methods {unknown[0]}: no such method; known: {', '.join(EMBEDDINGS)}")
+    for spec in methods or ():
+        method_of(spec)
     features = fitted(config, root=root, cache=cache, reporter=reporter or SilentReporter())
     rows = [
         _solved(config, features, method, budget)
@@ -103,19 +103,34 @@ def parse_budget(text: str) -> str | float:
     return share
 
 
-def table_config(config: AnyRunConfig, method: str, budget: str | float) -> TableConfig:
-    """The config of ``method`` under ``budget``: that of the run if it is its method.
+def method_of(spec: str) -> str:
+    """The method of ``NAME`` or ``NAME:KEY=VALUE:...``. Errors: `InputError` if there is none."""
+    name = spec.split(":")[0]
+    if name not in EMBEDDINGS:
+        raise InputError(f"--methods {name}: no such method; known: {', '.join(EMBEDDINGS)}")
+    return name
+
+
+def table_config(config: AnyRunConfig, spec: str, budget: str | float) -> TableConfig:
+    """The config of a method under ``budget``: the run's own keys if it is its method, and those
+    of ``spec``, such as ``robe:hashes=2``.
 
     Errors: `InputError` if the method has no such setting.
     """
-    own = config.embedding.model_dump(exclude_unset=True)
+    method, own = method_of(spec), config.embedding.model_dump(exclude_unset=True)
     keys = own if own["method"] == method else {"method": method}
     keys = {key: value for key, value in keys.items() if key not in SIZES}
+    for setting in spec.split(":")[1:]:
+        key, _, value = setting.partition("=")
+        keys[key] = yaml.safe_load(value)
     keys |= {"embedding_dim": config.embedding.embedding_dim, "budget": budget}
     try:
         return EMBEDDINGS[method].Config.model_validate(keys)
     except ValidationError as error:
-        raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        raise InputError(f"{spec}: {place}: {message}" if place else message) from error
 
 
 SIZES = ("rows", "compression", "alpha", "rank", "width", "parts", "collisions")
@@ -131,7 +146,7 @@ def solve(
     cannot serve.
     """
     table = table_config(config, method, budget)
-    return table, EMBEDDINGS[method](table, features.fields, layer_dims(config))
+    return table, EMBEDDINGS[method_of(method)](table, features.fields, layer_dims(config))
 
 
 def _solved(config: AnyRunConfig, features: Features, method: str, budget: str | float) -> Result:

@@ -20,7 +20,7 @@ from recsys.training.progress import SilentReporter
 from serving.bundle import ITEMS, Bundle, open_bundle
 from serving.topk import TopK
 
-_RECORDED = ("name", "run_id", "config", "metrics", "memory", "selection")
+_RECORDED = ("name", "run_id", "config", "metrics", "memory", "selection", "quantised")
 
 
 def run(bundle: Path, out: Path, *, root: str = ".") -> dict[str, Any]:

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
-from recsys.embeddings import EmbeddingLayer, build_embeddings
+from recsys.build import embedding_layers
+from recsys.embeddings import build_embeddings
 from recsys.embeddings.full import FullConfig
 from recsys.models import MODELS
 from recsys.models.papers import PAPERS
+from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.settings import TrainConfig
 from recsys.types import FieldSpec
 
@@ -27,31 +31,50 @@ SHAPE = {
     "numeric_fields": NUMERICS,
     "embedding_dim": DIM,
 }
+ITEMS, SPECIALS = 10_000, 2
+SEQUENCE_SHAPE = {"items": ITEMS, "max_length": HISTORY, "embedding_dim": 64}
 
 
 def run() -> Result:
-    """``{shape, models}``: per model its paper, what it needs, and its trainable parameters in
-    ``network`` and ``tables`` with default settings at the standard ``shape``.
+    """``{shape, models, sequence_shape, sequence_models}``: per model its paper, what it needs, and
+    its trainable parameters in ``network`` and ``tables`` with default settings at the standard
+    ``shape``.
 
     ``needs`` is ``history`` for a model that refuses fields without one; it is built with one more
-    field then, a sequence that shares a categorical field's table.
+    field then, a sequence that shares a categorical field's table. Models that recommend items have
+    one sequence field, and none of the others.
     """
     torch.manual_seed(0)
-    return {"shape": SHAPE, "models": {name: _entry(name) for name in MODELS}}
+    return {
+        "shape": SHAPE,
+        "models": {name: _click_model(name) for name in MODELS},
+        "sequence_shape": SEQUENCE_SHAPE,
+        "sequence_models": {name: _sequence_model(name) for name in SEQUENCE_MODELS},
+    }
 
 
-def render(result: Result) -> Table:
-    """One row per model."""
-    shape = result["shape"]
-    table = Table(
-        title="Parameters at {categorical_fields} categorical fields of {ids_per_field:,} ids and "
-        "{numeric_fields} numeric ones, embedding_dim {embedding_dim}, default settings".format(
-            **shape
-        )
+def render(result: Result) -> Group:
+    """One row per model, one table per kind."""
+    clicks = _table(
+        "Click models: parameters at {categorical_fields} categorical fields of {ids_per_field:,} "
+        "ids and {numeric_fields} numeric ones, embedding_dim {embedding_dim}, default settings",
+        result["shape"],
+        result["models"],
     )
+    sequences = _table(
+        "Models that recommend items: parameters at {items:,} items, max_length {max_length}, "
+        "embedding_dim {embedding_dim}, default settings",
+        result["sequence_shape"],
+        result["sequence_models"],
+    )
+    return Group(clicks, sequences)
+
+
+def _table(title: str, shape: Result, models: Result) -> Table:
+    table = Table(title=title.format(**shape))
     for column in ("model", "paper", "year", "network", "tables", "needs", "what it is"):
         table.add_column(column, justify="right" if column in ("network", "tables") else "left")
-    for name, model in result["models"].items():
+    for name, model in models.items():
         table.add_row(
             name,
             f"{model['authors']}, {model['title']}",
@@ -64,8 +87,8 @@ def render(result: Result) -> Table:
     return table
 
 
-def _entry(name: str) -> Result:
-    kind, paper = MODELS[name], PAPERS[name]
+def _click_model(name: str) -> Result:
+    kind = MODELS[name]
     config = kind.Config()
     fields = _fields()
     needs = None
@@ -75,12 +98,27 @@ def _entry(name: str) -> Result:
     dims = kind.tables(config, DIM)
     table = FullConfig(method="full", embedding_dim=DIM)
     _, layers = build_embeddings(table, fields, dims, train=TrainConfig())
-    model = kind(config, tuple(fields), layers)
-    tables = [layer for layer in model.modules() if isinstance(layer, EmbeddingLayer)]
+    return _entry(name, kind(config, tuple(fields), layers), needs)
+
+
+def _sequence_model(name: str) -> Result:
+    kind = SEQUENCE_MODELS[name]
+    config = kind.Config()
+    field = FieldSpec(
+        "history", "sequence", num_ids=ITEMS + SPECIALS, pooling="mean", max_length=HISTORY
+    )
+    dims = kind.tables(config, SEQUENCE_SHAPE["embedding_dim"])
+    table = FullConfig(method="full", embedding_dim=SEQUENCE_SHAPE["embedding_dim"])
+    _, layers = build_embeddings(table, [field], dims, train=TrainConfig())
+    return _entry(name, kind(config, field, layers, specials=SPECIALS), "item sequences")
+
+
+def _entry(name: str, model: nn.Module, needs: str | None) -> Result:
+    tables = embedding_layers(model)
     looked_up = {id(weight) for layer in tables for weight in layer.parameters()}
     return {
-        **paper._asdict(),
-        "summary": (inspect.getdoc(kind) or "").splitlines()[0].replace("`", ""),
+        **PAPERS[name]._asdict(),
+        "summary": (inspect.getdoc(type(model)) or "").splitlines()[0].replace("`", ""),
         "needs": needs,
         "network": sum(p.numel() for p in model.parameters() if id(p) not in looked_up),
         "tables": sum(layer.memory().trainable_params for layer in tables),

@@ -46,14 +46,26 @@ def test_the_column_may_be_named_otherwise() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"name": "sasrek"}}, "model.name: unknown value 'sasrek'; did you mean 'sasrec'"),
-        ({"model": {"name": "bert4rec", "head": 2}}, "model.head: unknown key; did you mean 'heads'"),
+        (
+            {"model": {"name": "sasrek"}},
+            "model.name: unknown value 'sasrek'; did you mean 'sasrec'",
+        ),
+        (
+            {"model": {"name": "bert4rec", "head": 2}},
+            "model.head: unknown key; did you mean 'heads'",
+        ),
         (
             {"train": {"monitor": "auc"}},
             "train.monitor 'auc' is not measured here; known: ndcg@1, ndcg@5, ndcg@10",
         ),
-        ({"train": {"monitor": "ndcg@50"}}, "train.monitor 'ndcg@50' is not measured here; did you"),
-        ({"train": {"monitor": "ndcg@10"}, "ranking": {"cutoffs": [1, 5]}}, "did you mean 'ndcg@1'?"),
+        (
+            {"train": {"monitor": "ndcg@50"}},
+            "train.monitor 'ndcg@50' is not measured here; did you",
+        ),
+        (
+            {"train": {"monitor": "ndcg@10"}, "ranking": {"cutoffs": [1, 5]}},
+            "did you mean 'ndcg@1'?",
+        ),
         ({"ranking": {"cutofs": [1]}}, "ranking.cutofs: unknown key; did you mean 'cutoffs'?"),
         ({"ranking": {"cutoffs": []}}, "ranking.cutoffs"),
         ({"ranking": {"cutoffs": [0]}}, "ranking.cutoffs.0"),

@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +68,8 @@ def expected_scores(
 def source_scores(graph: ServingGraph, inputs: Sequence[InputField], source: Source) -> np.ndarray:
     """`expected_scores` of all rows of a source, read in batches."""
     columns = list(dict.fromkeys(field.column for field in inputs))
-    with closing(source.batches(columns, READ_ROWS)) as stream:
-        parts = [expected_scores(graph, inputs, pa.Table.from_batches([batch])) for batch in stream]
+    stream = source.batches(columns, READ_ROWS)
+    parts = [expected_scores(graph, inputs, pa.Table.from_batches([batch])) for batch in stream]
     return np.concatenate([np.empty(0, np.float32), *parts])
 
 

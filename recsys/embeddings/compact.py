@@ -1,8 +1,10 @@
-"""Tables with zeros left out, for serving: dense columns or compressed sparse rows, by bytes."""
+"""Tables with zeros left out, for serving: whole columns, the last columns of ranges of rows, or
+compressed sparse rows, by bytes."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +13,7 @@ from recsys.embeddings.store import FLOAT_BYTES, FloatStore, Store, TorchStore
 from recsys.settings import TrainConfig
 from recsys.types import MemoryReport
 
-__all__ = ["ColumnStore", "CsrStore", "compact", "described", "empty"]
+__all__ = ["ColumnStore", "CsrStore", "PrefixStore", "compact", "described", "empty"]
 
 
 class CompactStore(Store):
@@ -53,6 +55,64 @@ class ColumnStore(CompactStore):
         shape[-1] = self.width
         out = torch.zeros(shape, dtype=kept.dtype, device=kept.device)
         return out.index_copy(-1, self.columns.long(), kept)
+
+
+class PrefixStore(CompactStore):
+    """Ranges of rows, of which range i holds its first ``widths[i]`` columns; the others are zero.
+
+    It begins with row ``starts[i]``, whose floats begin at ``bases[i]`` of ``values``.
+    **Shape:** rows (...) -> (..., width).
+    """
+
+    starts: Tensor
+    bases: Tensor
+    widths: Tensor
+
+    def __init__(
+        self,
+        *,
+        values: Tensor,
+        starts: Tensor,
+        bases: Tensor,
+        widths: Tensor,
+        rows: int,
+        width: int,
+    ) -> None:
+        super().__init__(width=width)
+        self.rows: int = rows
+        self.values = nn.Parameter(
+            values, requires_grad=False
+        )  # (sum of rows x widths,), or a zero
+        self.register_buffer("starts", starts.to(torch.int32))
+        self.register_buffer("bases", bases.to(torch.int64))
+        self.register_buffer("widths", widths.to(torch.uint8 if width <= 256 else torch.int32))
+
+    @staticmethod
+    def of(weight: Tensor, starts: Tensor, widths: Tensor) -> "PrefixStore":
+        """The first ``widths`` columns of the ranges of a table (R, width) from ``starts`` on."""
+        rows, width = weight.shape
+        lengths = torch.diff(starts, append=torch.tensor([rows]))
+        sizes = lengths * widths
+        kept = torch.arange(width) < widths.repeat_interleave(lengths).unsqueeze(1)  # (R, width)
+        kept = kept.to(weight.device)
+        values = weight[kept] if kept.any() else weight.new_zeros(1)
+        return PrefixStore(
+            values=values,
+            starts=starts,
+            bases=sizes.cumsum(0) - sizes,
+            widths=widths,
+            rows=rows,
+            width=width,
+        )
+
+    def forward(self, rows: Tensor) -> Tensor:
+        rows = rows.long()
+        at = torch.bucketize(rows, self.starts, right=True) - 1  # (...) the range of each row
+        width = self.widths[at].long()
+        first = self.bases[at] + (rows - self.starts[at]) * width
+        column = torch.arange(self.width, device=rows.device)
+        place = (first.unsqueeze(-1) + column).clamp_max(self.values.size(0) - 1)
+        return self.values[place] * (column < width.unsqueeze(-1))  # (..., width)
 
 
 class CsrStore(CompactStore):
@@ -104,6 +164,10 @@ class CsrStore(CompactStore):
         return out.view(shape)
 
 
+RANGE_BYTES = 4 + 8 + 1
+"""Of one range of a `PrefixStore` no wider than 256."""
+
+
 def compact(weight: Tensor) -> Store:
     """The smallest store that gives the rows of ``weight`` (R, width), zeros included, exactly."""
     weight = weight.detach()
@@ -111,9 +175,11 @@ def compact(weight: Tensor) -> Store:
     index = 1 if width <= 256 else 4
     used = (weight != 0).any(0).nonzero().squeeze(1)
     nonzero = int((weight != 0).sum())
+    starts, widths, held = prefix_ranges(weight)
     sizes = {
         "plain": FLOAT_BYTES * rows * width,
         "columns": (FLOAT_BYTES * rows + index) * len(used),
+        "prefix": FLOAT_BYTES * max(1, held) + (RANGE_BYTES - 1 + index) * len(starts),
         "csr": (FLOAT_BYTES + index) * max(1, nonzero) + 4 * (rows + 1),
     }
     best = min(sizes, key=sizes.__getitem__)  # the first of equals: the simplest
@@ -121,7 +187,38 @@ def compact(weight: Tensor) -> Store:
         return TorchStore(weight=weight, sparse=False)
     if best == "columns":
         return ColumnStore(weight=weight[:, used].contiguous(), columns=used, width=width)
+    if best == "prefix":
+        return PrefixStore.of(weight, starts, widths)
     return CsrStore.of(weight)
+
+
+def prefix_ranges(weight: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Cuts a table (R, width) into ranges of rows that a `PrefixStore` holds in few bytes.
+
+    Returns the first row and the width of each, and how many floats all of them hold. Neighbours
+    are joined while that saves bytes, starting from rows of equal width.
+    """
+    width = weight.size(1)
+    column = torch.arange(1, width + 1, device=weight.device)
+    last = ((weight != 0) * column).amax(1).cpu().numpy() if weight.numel() else np.zeros(1, int)
+    starts = np.flatnonzero(np.diff(last, prepend=-1))
+    widths, lengths = last[starts], np.diff(starts, append=len(last))
+    rng = np.random.default_rng(0)
+    while len(starts) > 1:
+        joint = np.maximum(widths[:-1], widths[1:])
+        wasted = lengths[:-1] * (joint - widths[:-1]) + lengths[1:] * (joint - widths[1:])
+        saved = RANGE_BYTES - FLOAT_BYTES * wasted  # by joining each range with the next
+        # Those that save more than the joins beside them, all at once; chance decides between
+        # equals, so that some of a long row of equals are joined in every round.
+        rank = saved + rng.random(len(saved)) / 2
+        before, after = np.append(-np.inf, rank[:-1]), np.append(rank[1:], -np.inf)
+        chosen = np.flatnonzero((saved > 0) & (rank > before) & (rank > after))
+        if len(chosen) == 0:
+            break
+        widths[chosen], lengths[chosen] = joint[chosen], lengths[chosen] + lengths[chosen + 1]
+        starts, widths, lengths = (np.delete(a, chosen + 1) for a in (starts, widths, lengths))
+    held = int((widths * lengths).sum())
+    return torch.from_numpy(starts), torch.from_numpy(widths), held
 
 
 def described(store: Store) -> dict[str, Any]:
@@ -129,6 +226,9 @@ def described(store: Store) -> dict[str, Any]:
     if isinstance(store, CsrStore):
         kind = {"kind": "csr", "nonzero": store.values.numel(), "longest": store.longest}
         return kind | {"rows": len(store.starts) - 1, "width": store.width}
+    if isinstance(store, PrefixStore):
+        kind = {"kind": "prefix", "floats": store.values.numel(), "ranges": len(store.starts)}
+        return kind | {"rows": store.rows, "width": store.width}
     if isinstance(store, ColumnStore):
         kind = {"kind": "columns", "columns": len(store.columns)}
         return kind | {"rows": store.weight.size(0), "width": store.width}
@@ -145,6 +245,12 @@ def empty(description: Mapping[str, Any]) -> Store:
     if kind == "columns":
         columns = torch.zeros(int(description["columns"]), dtype=torch.int64)
         return ColumnStore(weight=torch.zeros(rows, len(columns)), columns=columns, width=width)
+    if kind == "prefix":
+        ranges = torch.zeros(int(description["ranges"]), dtype=torch.int64)
+        values = torch.zeros(int(description["floats"]))
+        return PrefixStore(
+            values=values, starts=ranges, bases=ranges, widths=ranges, rows=rows, width=width
+        )
     if kind == "csr":
         places = torch.zeros(int(description["nonzero"]))
         return CsrStore(

@@ -4,13 +4,14 @@ from typing import List
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.utils.checkpoint import checkpoint
 
 from recsys.embeddings.store import FLOAT_BYTES, Store, training_bytes
 from recsys.settings import TrainConfig
 from recsys.types import MemoryReport
 
-WORK_FLOATS = 6_000_000
+WORK_FLOATS = 1_000_000
 """Floats that one part of a batch may need between its ids and its vectors."""
 LEAST_PART = 256
 
@@ -48,7 +49,7 @@ class ComputedStore(Store):
         shape.append(self.width)
         flat = rows.reshape(-1).long()
         shared = self.prepare()
-        if not torch.jit.is_scripting():
+        if not is_scripting():  # noqa: SIM102 (a script leaves out the whole branch)
             if torch.compiler.is_exporting():  # no shape may depend on a value
                 return self.compute(flat, shared).view(shape)
         distinct, place = torch.unique(flat, return_inverse=True)
@@ -58,7 +59,7 @@ class ComputedStore(Store):
         return torch.cat(parts).index_select(0, place).view(shape)
 
     def _part(self, rows: Tensor, shared: List[Tensor], one_of_many: bool) -> Tensor:
-        if not torch.jit.is_scripting():
+        if not is_scripting():  # noqa: SIM102 (a script leaves out the whole branch)
             if one_of_many and torch.is_grad_enabled():
                 return checkpoint(
                     self.compute, rows, shared, use_reentrant=False, preserve_rng_state=False

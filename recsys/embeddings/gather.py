@@ -14,6 +14,7 @@ class OneRowEach(nn.Module):
 
     linear: bool = True
     place: Tensor
+    used: List[int]  # on the class: TorchScript cannot type an empty list
 
     def __init__(self, *, tables: Sequence[int], singles: int) -> None:
         super().__init__()
@@ -21,7 +22,7 @@ class OneRowEach(nn.Module):
         order = sorted(range(singles), key=joint.__getitem__)  # as the looked-up rows come
         place = sorted(range(singles), key=order.__getitem__)
         self.in_order: bool = place == list(range(singles))
-        self.used: List[int] = sorted(set(joint))
+        self.used = sorted(set(joint))
         self.table: List[int] = list(tables)
         self.register_buffer("place", torch.tensor(place, dtype=torch.int64), persistent=False)
 

@@ -1,5 +1,6 @@
 """A table whose vectors a small network computes from many hashes of the id."""
 
+from itertools import pairwise
 from typing import List, Optional
 
 import torch
@@ -111,10 +112,7 @@ class HashedMlpStore(NetworkStore):
         self.reference: int = REFERENCE  # scripts see no global numbers
         sizes = [code, *[wide] * hidden]
         self.weights = nn.ParameterList(
-            [
-                nn.Parameter(torch.randn(a, b) * a**-0.5)
-                for a, b in zip(sizes, sizes[1:], strict=False)
-            ]
+            [nn.Parameter(torch.randn(a, b) * a**-0.5) for a, b in pairwise(sizes)]
         )
         unit = torch.tensor([[1.0], [0.0]])
         self.affine = nn.ParameterList(

@@ -128,11 +128,11 @@ class MixedDim(ProjectedBlocks):
         full = self._dim
         if ratio >= 1:
             return full
-        width = full * ratio
-        if self.config.power_of_two:
-            power = round(log2(max(1.0, width)))
+        width = max(1, round(full * ratio))
+        if self.config.power_of_two:  # of the rounded width, as published
+            power = round(log2(width))
             width = 2**power if 2**power <= full else 2 ** (power - 1)
-        width = min(full, max(self.config.min_dim, round(width)))
+        width = min(full, max(self.config.min_dim, width))
         return width if self.saves(width, block.rows) else full
 
     def _cost(self, alpha: float) -> int:

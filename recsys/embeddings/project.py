@@ -46,6 +46,7 @@ class ProjectRows(nn.Module):
 
     linear: bool = True
     blocks: Tensor
+    slots: List[List[Tuple[int, int]]]  # on the class: TorchScript cannot type an empty list
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class ProjectRows(nn.Module):
         self.register_buffer("blocks", torch.tensor(packed, dtype=torch.int64), persistent=False)
         # where, among the joint rows of each table, the slots of each categorical field lie
         seen = [0] * len(widths)
-        self.slots: List[List[Tuple[int, int]]] = []
+        self.slots = []
         for field in places[:singles]:
             found: List[Tuple[int, int]] = []
             for table, _ in field:

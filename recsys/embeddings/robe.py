@@ -167,9 +167,7 @@ class Robe(TableMethod):
         hashed = [name not in self._exact for name, _ in blocks]
         steps, rows = self.config.steps, self._shared + self._exact_rows
         return BlockRows(
-            counts=[
-                0 if field.kind == "numeric" else self.config.hashes for field in self.fields
-            ],
+            counts=[0 if field.kind == "numeric" else self.config.hashes for field in self.fields],
             singles=self._singles(),
             steps=steps,
             salts=[salt(name, b) for name, b in blocks],

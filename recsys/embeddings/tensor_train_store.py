@@ -5,6 +5,7 @@ from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from recsys.embeddings.computed_store import ComputedStore
 
@@ -96,7 +97,7 @@ class TensorTrainStore(ComputedStore):
         first, second, third = shared[0], shared[1], shared[2]
         last = rows % self.n3
         prefix = torch.div(rows, self.n3, rounding_mode="floor")
-        if torch.jit.is_scripting():
+        if is_scripting():
             left = self._shared_left(prefix, first, second)
         elif torch.compiler.is_exporting():
             left = self._left(prefix, first, second)

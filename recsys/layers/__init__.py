@@ -14,6 +14,7 @@ from recsys.layers.mask_block import FieldNorm, MaskBlock
 from recsys.layers.mlp import MLP, Activation
 from recsys.layers.pairs import PairDots, PairProducts
 from recsys.layers.senet import SENET
+from recsys.layers.sequence_encoder import SequenceEncoder
 from recsys.layers.target_attention import TargetAttention
 from recsys.layers.transformer import TransformerBlock
 
@@ -38,6 +39,7 @@ __all__ = [
     "MaskBlock",
     "PairDots",
     "PairProducts",
+    "SequenceEncoder",
     "TargetAttention",
     "TransformerBlock",
 ]

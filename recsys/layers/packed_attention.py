@@ -2,9 +2,8 @@
 
 `attend` walks over the sequences and does each with a handful of operators on its own scores, so
 padding costs nothing, no mask is needed and no score leaves the cache before it is used. On one
-CPU thread, ML-1M (128 histories of at most 200 items, 112 on average, 2 heads x 32): 7 ms forward
-and 12 ms with its gradient, where `scaled_dot_product_attention` of the padded batch takes several
-times as long (`benchmarks/sequences.py`).
+CPU thread, 128 histories of at most 200 items, 151 on average, width 64, processor time with the
+gradient: 44 ms with one head and 55 with two, 55 and 74 with dropout.
 """
 
 from typing import Any, List, Optional, Tuple

@@ -61,14 +61,14 @@ class SequenceAttention(nn.Module):
 
     def padded(self, x: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
         """The definition: ``visible`` (B, L, L), true where a query may see a key."""
-        rows, length, width = x.shape
-        q = self.query(x).view(rows, length, self.heads, -1).transpose(1, 2)  # (B, H, L, d)
-        kv = self.key_value(tokens).view(rows, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        d = x.size(2) // self.heads
+        q = self.query(x).unflatten(2, [self.heads, d]).transpose(1, 2)  # (B, H, L, d)
+        kv = self.key_value(tokens).unflatten(2, [2, self.heads, d]).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(
             q, kv[0], kv[1], attn_mask=visible.unsqueeze(1), dropout_p=dropout
         )
-        return self.output(mixed.transpose(1, 2).reshape(rows, length, width))  # (B, L, D)
+        return self.output(mixed.transpose(1, 2).flatten(2))  # (B, L, D)
 
 
 class EncoderBlock(nn.Module):
@@ -76,8 +76,8 @@ class EncoderBlock(nn.Module):
 
     Post-norm (BERT4Rec): ``h = norm(x + drop(MHA(x, x)))``, ``y = norm(h + drop(FFN(h)))``.
     Pre-norm, as SASRec's code has it: ``q = norm(x)``, ``h = q + drop(MHA(q, x))``,
-    ``n = norm(h)``, ``y = n + drop(FFN(n))``: keys and values are not normalised and the sum is of normalised
-    vectors. ``FFN(x) = W_2 act(W_1 x + b_1) + b_2``.
+    ``n = norm(h)``, ``y = n + drop(FFN(n))``: keys and values are not normalised and the sum is of
+    normalised vectors. ``FFN(x) = W_2 act(W_1 x + b_1) + b_2``.
     """
 
     def __init__(

@@ -13,17 +13,19 @@ from pydantic import Field
 from recsys.selection.dedup import Dedup, DedupConfig
 from recsys.selection.magnitude import Magnitude, MagnitudeConfig
 from recsys.selection.method import Selection
+from recsys.selection.optembed import OptEmbed, OptEmbedConfig
 from recsys.selection.optfs import OptFS, OptFSConfig
 
 __all__ = ["SELECTIONS", "Selection", "SelectionConfig"]
 
 SELECTIONS: dict[str, type[Selection]] = {
     "optfs": OptFS,
+    "optembed": OptEmbed,
     "magnitude": Magnitude,
     "dedup": Dedup,
 }
 
 SelectionConfig = Annotated[
-    OptFSConfig | MagnitudeConfig | DedupConfig,
+    OptFSConfig | OptEmbedConfig | MagnitudeConfig | DedupConfig,
     Field(discriminator="method"),
 ]

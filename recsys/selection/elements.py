@@ -61,15 +61,35 @@ class ElementSelection(Selection):
         for store, mask in zip(self.stores, kept, strict=True):
             store.close(mask)
 
+    def gate_tensors(self) -> set[int]:
+        """Ids of the tensors of `stores` that are not tables: masks, and what a method adds."""
+        return {
+            id(tensor)
+            for store in self.stores
+            for name, tensor in store.state_dict(keep_vars=True).items()
+            if not name.startswith("store.")
+        }
+
+    def harden(self) -> None:
+        """No mask learns from now on."""
+
+    @property
+    def parameters(self) -> int:
+        """Floats of all tables, zero rows excluded."""
+        sizes = [(store.weight, store.padding >= 0) for store in self.stores]
+        return sum((weight.size(0) - padded) * weight.size(1) for weight, padded in sizes)
+
     def report(self) -> dict[str, Any]:
-        """Rows and parameters kept, and the form of each table of each layer."""
+        """Rows and parameters kept (zero rows excluded), and the form of each table of each
+        layer."""
         tables = [store.served() for store in self.stores]
-        open_rows = [mask.cpu() for mask in self._open_rows()]
+        open_rows = [mask.cpu() for mask in self.kept()]
+        padded = sum(store.padding >= 0 for store in self.layers[0].tables)
         return {
             "method": self.config.method,
-            "rows": sum(len(mask) for mask in open_rows),
+            "rows": sum(len(mask) for mask in open_rows) - padded,
             "rows_kept": sum(int(mask.sum()) for mask in open_rows),
-            "parameters": sum(table.numel() for table in tables),
+            "parameters": self.parameters,
             "parameters_kept": sum(int((table != 0).sum()) for table in tables),
             **self._plan(),
         }
@@ -84,7 +104,7 @@ class ElementSelection(Selection):
         """Rows without any weight leave all layers if their remap costs less than they do."""
         plan = self._sizes or self._plan()
         row_map, extra = id_map.row_map, 0
-        kept = [mask.cpu() for mask in self._open_rows()]
+        kept = [mask.cpu() for mask in self.kept()]
         if self._sizes is not None and plan["remapped"]:
             counts = plan["kept_by_table"]
             kept = [torch.arange(len(m)) < n for m, n in zip(kept, counts, strict=True)]
@@ -109,7 +129,7 @@ class ElementSelection(Selection):
     def training_bytes(self) -> int:
         return sum(store.mask.numel() for store in self.stores)
 
-    def _open_rows(self) -> list[Tensor]:
+    def kept(self) -> list[Tensor]:
         """For each table (R,) bool: rows with a weight in any layer."""
         return [
             torch.stack(
@@ -129,7 +149,7 @@ class ElementSelection(Selection):
 
     def _plan(self) -> dict[str, Any]:
         """Whether a remap of rows pays, and the form of each table of each layer."""
-        kept = [mask.cpu() for mask in self._open_rows()]
+        kept = [mask.cpu() for mask in self.kept()]
         index = smallest_dtype(max(int(mask.sum()) for mask in kept)).itemsize
         remap = index * sum(len(mask) for mask in kept)
         whole = [self._compacted(layer, None) for layer in self.layers]

@@ -1,17 +1,35 @@
-"""What row selections share after the search: earlier weights, and training with closed rows."""
+"""What selections share after the search: earlier weights, and training with closed rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from torch import Tensor, nn
 
-from recsys.selection.rows import RowSelection
 from recsys.training.phase import Loop, Phase
+
+
+class Closes(Protocol):
+    """What the classes below use of a selection."""
+
+    def gate_tensors(self) -> set[int]:
+        """Ids of the tensors that say what is kept: gates, masks, thresholds."""
+
+    def chosen(self) -> list[Tensor]:
+        """What should stay, as things are now, table by table."""
+
+    def close(self, kept: Sequence[Tensor]) -> None:
+        """Closes all but ``kept`` for good."""
+
+    def harden(self) -> None:
+        """Nothing of the selection learns from now on."""
 
 
 class Snapshot:
     """Copies of all weights and buffers of a model but its gates; empty until taken."""
 
-    def __init__(self, selection: RowSelection) -> None:
+    def __init__(self, selection: Closes) -> None:
         self._selection = selection
         self.tensors: dict[str, Tensor] = {}
 
@@ -36,14 +54,14 @@ class Snapshot:
 
 
 class Retrain(Phase):
-    """Trains what is kept. Closed rows give exact zeros, and no gradient reaches them.
+    """Trains what is kept. What is closed gives exact zeros, and no gradient reaches it.
 
     ``start`` closes what the phase before has decided to close, for good, and puts the weights of
     ``snapshot`` back if there are any.
     """
 
     def __init__(
-        self, selection: RowSelection, snapshot: Snapshot, name: str, max_epochs: int
+        self, selection: Closes, snapshot: Snapshot, name: str, max_epochs: int
     ) -> None:
         super().__init__(name, max_epochs)
         self._selection = selection

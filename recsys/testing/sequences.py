@@ -48,6 +48,10 @@ class SequenceWorld:
         """The model under test."""
         return self.assembly.model
 
+    def shaken(self) -> Any:
+        """The model in evaluation mode, with weights that show differences."""
+        return shake(self.assembly.model).eval()
+
     def raw(self, first: int = 0, count: int | None = None) -> Batch:
         """Rows of ``table`` as the exported graph takes them."""
         return encode(self.table.slice(first, count), self.features.inputs)
@@ -66,11 +70,9 @@ class SequenceWorld:
         return sequence_data(source, self.features, self.folder / "cache", windows=windows)
 
     def graph(self, k: int = 5) -> TopKGraph:
-        """What a bundle holds, with weights that show differences."""
-        model = shake(self.assembly.model)
-        return TopKGraph(
-            encoder=self.assembly.encoder, model=model, k=k, filter_seen=True
-        ).eval()
+        """What a bundle holds, its model `shaken`."""
+        model = self.shaken()
+        return TopKGraph(encoder=self.assembly.encoder, model=model, k=k, filter_seen=True).eval()
 
 
 def sequence_world(
@@ -126,7 +128,7 @@ def check_any_batch_size(world: SequenceWorld) -> None:
 
 def check_a_row_asks_the_same_alone(world: SequenceWorld) -> None:
     """A query depends neither on the rows beside it nor on their lengths."""
-    model = shake(world.model).eval()
+    model = world.shaken()
     together = model(world.rows(0, 8))
     alone = torch.cat([model(world.rows(i, 1)) for i in range(8)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
@@ -134,7 +136,7 @@ def check_a_row_asks_the_same_alone(world: SequenceWorld) -> None:
 
 def check_items_by_block(world: SequenceWorld) -> None:
     """Item vectors are those of the catalogue, block by block, and there is a bias for each."""
-    model = shake(world.model).eval()
+    model = world.shaken()
     vectors = model.item_vectors()
     assert vectors.shape[0] == len(model.item_bias()) == world.features.fields[0].num_ids
     blocks = [model.catalogue(start, min(7, len(vectors) - start)) for start in _starts(vectors)]
@@ -143,7 +145,7 @@ def check_items_by_block(world: SequenceWorld) -> None:
 
 def check_every_parameter_gets_a_gradient(world: SequenceWorld) -> None:
     """No dead weights: some training batches reach every parameter."""
-    model = shake(world.model).train()
+    model = world.shaken().train()
     torch.manual_seed(0)
     for batch, target in world.data("train").batches(16):
         loss = model.loss(batch, target)
@@ -181,7 +183,7 @@ def check_script_equals_eager(world: SequenceWorld) -> None:
 
 def check_weights_round_trip(world: SequenceWorld) -> None:
     """A state dict moved into a fresh build gives equal queries and items."""
-    model = shake(world.model).eval()
+    model = world.shaken()
     changed = world.config.model_copy(update={"seed": 99})
     fresh: Any = build_sequence(changed, world.features).model.eval()
     fresh.load_state_dict(copy.deepcopy(model.state_dict()))
@@ -192,7 +194,7 @@ def check_weights_round_trip(world: SequenceWorld) -> None:
 
 def check_finalise_keeps_outputs(world: SequenceWorld) -> None:
     """The serving form of the tables gives equal queries and items, in no more bytes."""
-    model = shake(world.model).eval()
+    model = world.shaken()
     before, items, size = model(world.rows()), model.item_vectors(), world.assembly.memory()
     final: Any = world.assembly.finalise()
     torch.testing.assert_close(final.model(world.rows()), before, atol=1e-6, rtol=0)

@@ -16,7 +16,6 @@ from recsys.testing.sequences import (
     SEQUENCE_LAWS,
     SequenceWorld,
     check_any_batch_size,
-    check_every_parameter_gets_a_gradient,
     check_finalise_keeps_outputs,
     check_script_equals_eager,
     sequence_world,
@@ -26,6 +25,9 @@ from recsys.training.ranking import target_ranks
 from recsys.training.trainer import Trainer
 from serving.topk import TopK
 
+# A single table of 8 columns has no room for mixed_dim's budget of .8.
+SINGLE = {**TABLES, "mixed_dim": {"method": "mixed_dim", "embedding_dim": 8, "alpha": 0.3}}
+
 
 @pytest.mark.parametrize("law", SEQUENCE_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("name", SEQUENCE_MODELS)
@@ -33,10 +35,10 @@ def test_model(name: str, law: Callable[[SequenceWorld], None], tmp_path: Path) 
     law(sequence_world(tmp_path, model=SEQUENCE_MODELS[name].example()))
 
 
-@pytest.mark.parametrize("method", TABLES)
+@pytest.mark.parametrize("method", SINGLE)
 @pytest.mark.parametrize("name", SEQUENCE_MODELS)
 def test_model_with_every_table_method(name: str, method: str, tmp_path: Path) -> None:
-    example, table = SEQUENCE_MODELS[name].example(), TABLES[method]
+    example, table = SEQUENCE_MODELS[name].example(), SINGLE[method]
     small = sequence_world(tmp_path, model=example, embedding=table, train={"max_epochs": 1})
     check_any_batch_size(small)
     check_script_equals_eager(small)

@@ -66,7 +66,8 @@ def test_codes_in_plain_integers() -> None:
 
 def test_codes_are_uniform_and_unrelated() -> None:
     codes = hash_codes(torch.arange(20_000), 8, 1_000_000).double()
-    assert float(codes.min()) >= -1 and float(codes.max()) <= 1
+    assert float(codes.min()) >= -1
+    assert float(codes.max()) <= 1
     assert len(codes[:, :2].unique(dim=0)) == 20_000  # no two ids alike
     assert float(codes.mean(0).abs().max()) < 5 / np.sqrt(3 * 20_000)
     gram = codes.T @ codes / 20_000  # a third on the diagonal
@@ -162,7 +163,8 @@ def test_l2_is_that_of_the_rows() -> None:
     mean = float(np.mean([float(value) for value in drawn if value is not None]))
     assert mean == pytest.approx(expected, rel=0.05)
     assert len(made.penalised()) == 6
-    assert store().penalty() is None and store(rows=3000).penalised() == []
+    assert store().penalty() is None
+    assert store(rows=3000).penalised() == []
 
 
 def test_plan_and_layers() -> None:
@@ -186,7 +188,8 @@ def test_a_narrow_table_smaller_than_any_network_stays_plain() -> None:
     method = HashedMlp(config({"method": "hashed_mlp", "hashes": 64, "width": 2}), spec, DIMS)
     # 65 * 2 + 4 * 6 + 3 * 16 + 20 = 222 < 800, but 65 + 8 + 2 + 10 = 85 > 50
     assert method.tables(16)[0].store is not None
-    assert method.tables(1)[0].store is None and method.tables(1)[0].rows == 50
+    assert method.tables(1)[0].store is None
+    assert method.tables(1)[0].rows == 50
 
 
 def test_open_ids() -> None:
@@ -200,7 +203,8 @@ def test_open_ids() -> None:
     assert vectors.shape == (3, 2, 16)
     assert len(vectors[:, 0].detach().unique(dim=0)) == 3
     exact = layers["main"].tables[0].weight
-    assert exact is not None and torch.equal(vectors[:, 1], exact)
+    assert exact is not None
+    assert torch.equal(vectors[:, 1], exact)
 
 
 @pytest.mark.parametrize("budget", [0.5, 0.25, "25KB"])

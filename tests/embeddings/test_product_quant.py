@@ -126,19 +126,6 @@ def test_gradients_by_hand() -> None:
     )
 
 
-def test_dead_centroids_move_to_the_worst_query() -> None:
-    made = store()
-    with torch.no_grad():
-        made.centroids[:, 1] = 100.0  # nobody's nearest
-        made.usage[:, 1] = 0.0
-    made(torch.arange(4))
-    # errors of part 0: 1, 1, 3 or 4, and the tail's 9 from 0; of part 1: 3, 2, 1 and 9
-    assert made.centroids[:, 1, 0].tolist() == [9.0, 9.0]
-    assert made.usage[:, 1].tolist() == [1.0, 1.0]
-    made.eval()(torch.arange(4))
-    assert made.usage[:, 1].tolist() == [1.0, 1.0]  # evaluation counts nothing
-
-
 def test_small_fields_and_narrow_layers() -> None:
     fields = tuple(FieldSpec(f"n{n}", "categorical", num_ids=n) for n in (2000, 20))
     tree = {"method": "product_quant", "parts": 4, "centroids": 32}
@@ -189,7 +176,12 @@ def test_clusters_are_learned() -> None:
         (table(ids) - kinds[kind[ids]]).square().sum(1).mean().backward()
         optimizers.step()
     final = layer.finalise()
-    error = (final.all_vectors(0) - kinds[kind]).square().mean() / kinds.square().mean()
+    vectors = final.all_vectors(0).detach()
+    error = (vectors - kinds[kind]).square().mean() / kinds.square().mean()
+    print(
+        "ERR",
+        error,
+    )
     assert float(error) < 0.05
     used = [len(table.nearest(torch.arange(2000))[:, part].unique()) for part in range(2)]
     assert min(used) >= 24

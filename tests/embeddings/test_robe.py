@@ -128,7 +128,8 @@ def test_first_order_weights_are_first_chunks() -> None:
     id_map, layers = build(tree, fields("a", "b"))
     rows = id_map(batch(torch.tensor([[3, 4]])))
     weight = layers["first_order"].tables[0].weight
-    assert weight is not None and weight.shape == (50, 1)
+    assert weight is not None
+    assert weight.shape == (50, 1)
     expected = torch.stack([weight[rows.ids[0, c]] + weight[rows.ids[0, c + 2]] for c in (0, 4)])
     torch.testing.assert_close(layers["first_order"](rows)[0], expected)
 
@@ -141,7 +142,8 @@ def test_small_fields_keep_their_own_rows() -> None:
     assert rows.tolist() == [[100, 101], [102, 103], [104, 105]]
     assert layers["main"].tables[0].weight.shape == (106, 8)  # type: ignore[union-attr]
     hashed = id_map.field_rows(1, torch.arange(5000))
-    assert int((hashed % 106).max()) == 99 and int(hashed.max()) == 106 + 99
+    assert int((hashed % 106).max()) == 99
+    assert int(hashed.max()) == 106 + 99
 
 
 @pytest.mark.parametrize("budget", ["20KB", "60KB", 0.3])
@@ -174,10 +176,17 @@ def test_what_cannot_work_is_refused() -> None:
         config({"method": "robe", "rows": 3, "chunk": 4})
     with pytest.raises(InputError, match="must divide the width 6"):
         build({"method": "robe"}, fields("a"), {"main": 16, "other": 6})
-    with pytest.raises(InputError, match="too small: embedding.method robe needs at least"):
+    with pytest.raises(InputError, match=r"too small: embedding\.method robe needs at least"):
         build({"method": "robe", "budget": "100B"}, fields("a"))
 
 
 def test_default_chunk() -> None:
-    for dim, hashes, steps in ((16, 1, 4), (10, 1, 2), (10, 5, 1), (7, 1, 1), (16, 4, 1), (2, 1, 1)):
+    for dim, hashes, steps in (
+        (16, 1, 4),
+        (10, 1, 2),
+        (10, 5, 1),
+        (7, 1, 1),
+        (16, 4, 1),
+        (2, 1, 1),
+    ):
         assert config({"method": "robe", "embedding_dim": dim, "hashes": hashes}).steps == steps

@@ -1,4 +1,4 @@
-"""Tensor trains: factors, cores against explicit products, sizes, gradients, start, L2, learning."""
+"""Tensor trains: factors, cores against explicit products, sizes, gradients, L2, learning."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def test_gradients_are_those_of_the_explicit_product_in_parts_too() -> None:
     store.zero_grad()
     (full[rows] * wanted).sum().backward()
     for p, own in zip(store.parameters(), whole, strict=True):
-        assert p.grad is not None and float(own.abs().sum()) > 0
+        assert p.grad is not None
+        assert float(own.abs().sum()) > 0
         torch.testing.assert_close(p.grad, own, atol=1e-4, rtol=1e-4)
 
 
@@ -106,7 +107,8 @@ def test_no_rows_and_one_row() -> None:
     store = TensorTrainStore.fresh(rows=1000, width=8, rank=3, std=0.5)
     assert store(torch.zeros(0, 2, dtype=torch.long)).shape == (0, 2, 8)
     one = store(torch.tensor([[999]], dtype=torch.int32))
-    assert one.shape == (1, 1, 8) and bool(torch.isfinite(one).all())
+    assert one.shape == (1, 1, 8)
+    assert bool(torch.isfinite(one).all())
 
 
 def test_vectors_start_as_those_of_a_full_table() -> None:
@@ -135,7 +137,7 @@ def test_l2_is_that_of_the_rows() -> None:
     cores = {id(p) for s in computed for p in s.parameters()}
     assert {id(p) for p in layers["main"].penalised()} == cores  # exact rows: the optimiser's
     assert float(layers["main"].penalty().detach()) == pytest.approx(
-        sum(float(0.1 * s.half_square()) for s in computed), rel=1e-5
+        sum(float(0.1 * s.half_square().detach()) for s in computed), rel=1e-5
     )
 
 
@@ -160,7 +162,8 @@ def test_narrow_layer_equals_its_own_product() -> None:
     id_map, layers = build({"method": "tensor_train", "rank": 6})
     layer = layers["first_order"]
     store = layer.tables[2]
-    assert isinstance(store, TensorTrainStore) and store.width == 1
+    assert isinstance(store, TensorTrainStore)
+    assert store.width == 1
     batch = id_map(encoded(30))
     items = batch.ids[:, 2]
     np.testing.assert_allclose(
@@ -196,7 +199,8 @@ def test_memory_counts_work_space() -> None:
     words = train_words(1000, 8, 3)
     assert (sizes.trainable_params, sizes.stored_bytes) == (words, 4 * words)
     assert sizes.training_bytes == 4 * 4 * words + 2 * 50 * store.row_floats * 4
-    assert isinstance(store, ComputedStore) and store.weight is None
+    assert isinstance(store, ComputedStore)
+    assert store.weight is None
 
 
 def test_learns_what_a_full_table_learns() -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pipelines import models
 from recsys.models import MODELS
+from recsys.models.sequence import SEQUENCE_MODELS
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,7 @@ def result() -> models.Result:
 
 def test_every_model_is_there_and_json_holds_it(result: models.Result) -> None:
     assert list(result["models"]) == list(MODELS)
+    assert list(result["sequence_models"]) == list(SEQUENCE_MODELS)
     assert json.loads(json.dumps(result)) == result
 
 
@@ -38,6 +40,16 @@ def test_parameters_by_hand(result: models.Result) -> None:
     assert sizes["fgcnn"][1] == 2 * table
 
 
+def test_models_of_sequences_by_hand(result: models.Result) -> None:
+    model = result["sequence_models"]["sasrec"]
+    assert model["tables"] == 64 * (10_000 + 2)
+    attention = 4 * (64 * 64 + 64)
+    forward = 2 * (64 * 64 + 64)
+    block = attention + forward + 2 * 2 * 64  # two norms
+    assert model["network"] == 50 * 64 + 2 * block + 2 * 64
+    assert model["needs"] == "item sequences"
+
+
 def test_only_models_that_refuse_plain_fields_need_a_history(result: models.Result) -> None:
     needs = {name: model["needs"] for name, model in result["models"].items() if model["needs"]}
     assert needs == {"din": "history"}
@@ -47,7 +59,7 @@ def test_table_shows_every_model_and_swallows_no_brackets(result: models.Result)
     out = io.StringIO()
     Console(file=out, width=200).print(models.render(result))
     text = out.getvalue()
-    for name in MODELS:
+    for name in [*MODELS, *SEQUENCE_MODELS]:
         assert f" {name} " in text
     assert "MLP([e_1, ..., e_F])" in text
     assert "Naumov et al., DLRM" in text

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from recsys.embeddings import IdMap, build_embeddings, full
 from recsys.models import MODELS
 from recsys.selection import SELECTIONS
+from recsys.selection.elements import ElementSelection
 from recsys.selection.magnitude import MagnitudeConfig
+from recsys.selection.optembed import OptEmbedConfig
 from recsys.selection.optfs import OptFSConfig
 from recsys.selection.rows import RowSelection
 from recsys.settings import TrainConfig
@@ -24,7 +26,7 @@ from recsys.training.trainer import Trainer, TrainResult
 from recsys.types import Batch, FieldSpec, Target
 
 FIELDS, VALUES = 3, 40
-CONFIGS = {"optfs": OptFSConfig, "magnitude": MagnitudeConfig}
+CONFIGS = {"optfs": OptFSConfig, "optembed": OptEmbedConfig, "magnitude": MagnitudeConfig}
 TRAIN = TrainConfig(
     batch_size=256,
     max_epochs=6,
@@ -44,6 +46,12 @@ class Log:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def parted(self, share: float, *, seed: int) -> tuple[Log, Log]:
+        second = torch.from_numpy(np.random.default_rng([seed, 7]).random(len(self)) < share)
+        return Log(self.ids[~second], self.label[~second]), Log(
+            self.ids[second], self.label[second]
+        )
 
     def batches(
         self,
@@ -93,7 +101,7 @@ class Run:
 
     model: nn.Module
     id_map: IdMap
-    selection: RowSelection | None
+    selection: RowSelection | ElementSelection | None
     trainer: Trainer
     result: TrainResult | None = None
 
@@ -133,7 +141,7 @@ def run(
     if selection is not None:
         method = selection["method"]
         made = SELECTIONS[method](CONFIGS[method](**selection), list(layers.values()), train)
-        assert isinstance(made, RowSelection)
+        assert isinstance(made, RowSelection | ElementSelection)
         chosen = made
     trainer = Trainer(model=net, config=train, seed=3, fingerprint="c", out=out)
     return Run(net, id_map, chosen, trainer)

@@ -134,10 +134,10 @@ def test_shared_rows_train_together() -> None:
 def test_keep_meets_its_share() -> None:
     for keep in (0.3, 0.5, 0.8):
         torch.manual_seed(1)
-        selection, _, _ = made(1000, size=8, keep=keep)
+        selection, _, _ = made(250, size=5, keep=keep)
         selection.share()
-        kept = selection.report()["blocks_kept"] / 125
-        assert keep - 0.15 <= kept <= keep + 0.004
+        kept = selection.report()["blocks_kept"] / 50
+        assert keep - 0.15 <= kept <= keep
 
 
 def test_what_cannot_work_is_refused() -> None:

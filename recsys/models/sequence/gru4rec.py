@@ -70,8 +70,8 @@ class GRU4Rec(ItemModel):
 
     def states(self, ids: Tensor) -> Tensor:
         """Ids (B, L) -> states (B, L, size); one never depends on later ids, nor on padding."""
-        if ids.size(0) == 0:  # the kernel refuses empty batches
-            return torch.zeros([0, ids.size(1), self.gru.hidden_size], device=ids.device)
+        if ids.numel() == 0:  # the kernel refuses it
+            return torch.zeros([ids.size(0), ids.size(1), self.gru.hidden_size], device=ids.device)
         return self.dropout(self.gru(self.dropout(self.embedding.vectors(ids, 0)))[0])
 
     def forward(self, batch: Batch) -> Tensor:
