@@ -34,7 +34,13 @@ METHODS: dict[str, dict[str, Any]] = {
 TABLES: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "embedding_dim": 8},
     "hash": {"method": "hash", "embedding_dim": 8, "compression": 0.7},
-    "unified": {"method": "unified", "embedding_dim": 8, "lookups": 2, "rows": 40},
+    "unified": {
+        "method": "unified",
+        "embedding_dim": 8,
+        "lookups": 2,
+        "rows": 40,
+        "exact_below": 0,
+    },
     "mixed_dim": {
         "method": "mixed_dim",
         "embedding_dim": 8,

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from pipelines import benchmark
+from pipelines import benchmark, grid
 from pipelines.benchmark_report import BEGIN, END, markdown, summary
 from recsys.data.synthetic import PlantedLog, write_log
 from recsys.types import InputError
@@ -97,7 +97,7 @@ def test_what_is_done_is_not_done_again_and_workers_change_nothing(
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(benchmark.train, "run", forbidden)
+    monkeypatch.setattr(grid.train, "run", forbidden)
     again = benchmark.run(configs, seeds=2, out=tmp_path / "one")
     assert again["rows"] == alone["rows"]
 
