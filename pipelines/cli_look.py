@@ -140,10 +140,10 @@ def embeddings(
         show({name: _first_line(kind) for name, kind in EMBEDDINGS.items()}, as_json, _lines)
         return
     from pipelines import embeddings as pipeline
-    from recsys.config import load_click_config
+    from recsys.config import load_config
 
     result = pipeline.run(
-        load_click_config(config, overrides or ()),
+        load_config(config, overrides or ()),
         budgets=[pipeline.parse_budget(text) for text in budget or ["1.0", "0.5", "0.1", "0.01"]],
         methods=methods.split(",") if methods else None,
         root=root,

@@ -17,6 +17,7 @@ from recsys.bundle import VerifyReport
 from recsys.bundle.topk import export_top_k
 from recsys.config import SequenceRunConfig
 from recsys.data.item_space import raw_items, special_ids
+from recsys.embeddings.post_training import Kind, quantise_layers
 from recsys.training import plots, ranking_plots
 from recsys.training.position import History
 from recsys.training.prediction import Rows
@@ -32,6 +33,7 @@ class RankingTask:
         self._config = config
         self.prepared = prepared
         self.assembly = prepared.assembly
+        self._measured: dict[str, Metrics] = {}
 
     @property
     def tags(self) -> dict[str, str]:
@@ -47,7 +49,7 @@ class RankingTask:
         return ranking_metrics(
             model,
             rows,
-            **_options(self._config),
+            **{**_options(self._config), "device": next(model.parameters()).device},
             cutoffs=self._config.ranking.cutoffs,
             sampled=sampled,
             popularity=self.prepared.features.fields[0].counts,
@@ -60,6 +62,7 @@ class RankingTask:
             rows = getattr(self.prepared, split)
             metrics[split] = self.evaluate(self.assembly.model, rows, self._config.ranking.sampled)
             self._log_ranks(tracker, split, rows)
+        self._measured = metrics
         return metrics
 
     def curves(self, history: History, title: str) -> Figure:
@@ -71,7 +74,23 @@ class RankingTask:
 
     def finalise(self, tracker: Tracker) -> dict[str, Any]:
         self.assembly = self.assembly.finalise()
-        return {}
+        kind = self._config.export.quantise
+        return {} if kind is None else {"quantised": self._quantise(kind)}
+
+    def _quantise(self, kind: Kind) -> dict[str, Any]:
+        """Puts tables of ``kind`` into the model and ranks valid and test again.
+
+        Returns ``{kind, stored_bytes: {before, after}, METRIC: {split: {before, after}}}``.
+        """
+        metric = f"ndcg@{self._config.ranking.shown}"
+        sizes = {"before": self.assembly.memory().stored_bytes}
+        quantise_layers(self.assembly.model, kind)
+        sizes["after"] = self.assembly.memory().stored_bytes
+        again = {}
+        for split, live in self._measured.items():
+            served = self.evaluate(self.assembly.model, getattr(self.prepared, split))
+            again[split] = {"before": live[metric], "after": served[metric]}
+        return {"kind": kind, "stored_bytes": sizes, metric: again}
 
     def export(self, out: Path, rows: pa.Table, manifest: Mapping[str, Any]) -> VerifyReport:
         features = self.prepared.features

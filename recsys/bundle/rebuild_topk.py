@@ -13,6 +13,7 @@ from recsys.build_sequence import build_sequence
 from recsys.bundle.rebuild import CannotRebuild, config_tree, load_weights
 from recsys.bundle.topk_graph import TopKGraph
 from recsys.config import SequenceRunConfig, parse_config
+from recsys.embeddings.post_training import quantise_layers
 from recsys.features import Features
 from serving.bundle import FEATURES, Bundle
 from serving.topk import TopK
@@ -55,6 +56,8 @@ def rebuild_top_k(bundle: Bundle) -> RebuiltTopK:
         raise CannotRebuild(f"{bundle.path}: its config is of a model that recommends no items")
     features = Features.load(bundle.path / FEATURES)
     parts = build_sequence(config, features).finalise()
+    if config.export.quantise is not None:
+        quantise_layers(parts.model, config.export.quantise)
     flag: Any = bundle.manifest.get("filter_seen")
     graph = TopKGraph(encoder=parts.encoder, model=parts.model, k=scorer.k, filter_seen=bool(flag))
     load_weights(graph.eval(), bundle)

@@ -24,7 +24,7 @@ from serving.scorer import Scorer
 TABLES: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "embedding_dim": 8},
     "unified": {"method": "unified", "embedding_dim": 8, "lookups": 2, "budget": 0.5},
-    "mixed_dim": {"method": "mixed_dim", "embedding_dim": 8, "budget": 0.5},
+    "mixed_dim": {"method": "mixed_dim", "embedding_dim": 8, "budget": 0.8},
 }
 
 

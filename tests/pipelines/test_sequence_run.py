@@ -164,7 +164,6 @@ def test_the_command_line_does_all_with_the_bundle(
         (["importance", "BUNDLE", "DATA"], "model sasrec recommends items"),
         (["compare", "circle", "--uri", "STORE"], "ranks items and has no scores of rows"),
         (["benchmark", "CONFIG", "clicks.yaml"], "run ranks items and clicks scores clicks"),
-        (["embeddings", "CONFIG"], "model sasrec recommends items"),
     ],
 )
 def test_what_is_for_models_of_clicks_says_so_in_one_line(
@@ -204,6 +203,21 @@ def test_a_benchmark_of_rankings_has_their_columns(folder: Path, recsys: Recsys)
     table = Path("table.md").read_text()
     assert "| config | seeds | test NDCG@10 | published | difference | Recall@10 |" in table
     assert f"| 0.5000 | {row['ndcg@10'] - 0.5:+.4f} |" in table
+
+
+def test_a_quantised_bundle_is_smaller_and_says_what_it_cost(folder: Path, recsys: Recsys) -> None:
+    changes = {"tracking": {"uri": None}, "export": {"quantise": "int8"}, "name": "small-circle"}
+    done = train.run(parse_config(tree(folder, **changes)), root=str(folder), out=folder / "int8")
+    said = done["quantised"]
+    assert said["kind"] == "int8"
+    assert done["memory"]["stored_bytes"] == said["stored_bytes"]["after"]
+    assert said["stored_bytes"]["after"] < 0.5 * said["stored_bytes"]["before"]
+    assert abs(said["ndcg@10"]["test"]["after"] - said["ndcg@10"]["test"]["before"]) < 0.01
+    code, out, _ = recsys("evaluate", done["bundle"], "--data-root", str(folder), "--json")
+    assert code == 0
+    assert json.loads(out)["metrics"]["test"]["ndcg@10"] == pytest.approx(
+        said["ndcg@10"]["test"]["after"]
+    )
 
 
 def test_schema_and_show_know_both_kinds(folder: Path, recsys: Recsys) -> None:
