@@ -15,6 +15,7 @@ from pipelines.prepare import prepare, prepare_sequences
 from pipelines.ranking import RankingTask
 from pipelines.sample import first_rows
 from pipelines.task import Task
+from recsys.bundle.warm_start import warm_start
 from recsys.config import AnyRunConfig, SequenceRunConfig
 from recsys.training.checkpoint import load_checkpoint
 from recsys.training.progress import Reporter, SilentReporter
@@ -46,6 +47,8 @@ def run(
     checkpoints = folder / "checkpoint"
     task = open_task(config, root=root, cache=cache or out / "cache", reporter=reporter)
     saved = load_checkpoint(checkpoints)
+    if config.train.warm_start is not None and saved is None:
+        reporter.say(str(warm_start(task.assembly.model, task.prepared.features, config)))
     tracker = open_tracker(config.tracking)
     tracker.start(
         config.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -15,7 +16,8 @@ from recsys.features import FeatureConfig
 from recsys.models import ModelConfig
 from recsys.selection import SelectionConfig
 from recsys.settings import DataConfig, ExportConfig, TrackingConfig, TrainConfig
-from recsys.types import FrozenConfig
+from recsys.types import FrozenConfig, InputError
+from serving.bundle import MANIFEST, file_digest
 
 MONITORS = ("auc", "gauc", "pr_auc", "logloss", "ne", "ece")
 
@@ -43,9 +45,24 @@ class Run(FrozenConfig):
         """Digest of everything that decides the result of the run (not of where it is tracked).
 
         Keys that are not set do not count, so that a new optional key leaves old digests alone.
+        A bundle that weights start from counts by its content, not by its path. Errors:
+        `InputError` if there is none.
         """
         tree = self.model_dump(mode="json", exclude={"tracking", "export"}, exclude_none=True)
+        if self.train.warm_start is not None:
+            tree["train"]["warm_start"] = _bundle_digest(self.train.warm_start)
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _bundle_digest(path: str) -> str:
+    """Digest of a bundle's manifest, which holds the digests of all its files."""
+    try:
+        return file_digest(Path(path) / MANIFEST)
+    except OSError as error:
+        raise InputError(
+            f"train.warm_start {path}: no bundle there ({error.strerror}); give the folder of a "
+            "bundle, from the working folder, or remove the key"
+        ) from None
 
 
 class RunConfig(Run):

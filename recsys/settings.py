@@ -78,7 +78,11 @@ class EmbeddingL2(FrozenConfig):
 
 
 class TrainConfig(FrozenConfig):
-    """The training loop. Units: steps and epochs as named, learning rates per step."""
+    """The training loop. Units: steps and epochs as named, learning rates per step.
+
+    ``warm_start``: folder of a bundle, from the working folder; weights start from it instead of at
+    random, the rows of tables by raw id.
+    """
 
     batch_size: PositiveInt = 4096
     max_epochs: PositiveInt = 10
@@ -98,6 +102,7 @@ class TrainConfig(FrozenConfig):
     monitor: str = "auc"
     patience: PositiveInt = 2
     checkpoint_steps: PositiveInt | None = None
+    warm_start: str | None = None
     device: str = "cpu"
 
     @property

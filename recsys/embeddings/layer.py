@@ -219,12 +219,14 @@ class EmbeddingLayer(nn.Module):
         stores: Sequence[Store],
         row_map: Optional[nn.Module] = None,
         extra_index_bytes: int = 0,
+        combine: Optional[nn.Module] = None,
     ) -> "EmbeddingLayer":
-        """The same layer over other stores and, with them, another map from ids to their rows."""
+        """The same layer over other stores and, with them, another map from ids to their rows, and
+        another way from rows to vectors."""
         layer = EmbeddingLayer(
             method=self._method,
             dim=self.dim,
-            combine=self.combine,
+            combine=self.combine if combine is None else combine,
             stores=stores,
             row_map=self.row_map if row_map is None else row_map,
             numeric=self.numeric,

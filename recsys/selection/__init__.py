@@ -10,22 +10,40 @@ from typing import Annotated
 
 from pydantic import Field
 
+from recsys.selection.autodim import AutoDim, AutoDimConfig
 from recsys.selection.dedup import Dedup, DedupConfig
+from recsys.selection.deeplight import DeepLight, DeepLightConfig
+from recsys.selection.dnis import DNIS, DNISConfig
+from recsys.selection.dsl import Dsl, DslConfig
 from recsys.selection.magnitude import Magnitude, MagnitudeConfig
 from recsys.selection.method import Selection
 from recsys.selection.optembed import OptEmbed, OptEmbedConfig
 from recsys.selection.optfs import OptFS, OptFSConfig
+from recsys.selection.pep import PEP, PEPConfig
 
 __all__ = ["SELECTIONS", "Selection", "SelectionConfig"]
 
 SELECTIONS: dict[str, type[Selection]] = {
     "optfs": OptFS,
     "optembed": OptEmbed,
+    "dnis": DNIS,
+    "pep": PEP,
     "magnitude": Magnitude,
     "dedup": Dedup,
+    "deeplight": DeepLight,
+    "dsl": Dsl,
+    "autodim": AutoDim,
 }
 
 SelectionConfig = Annotated[
-    OptFSConfig | OptEmbedConfig | MagnitudeConfig | DedupConfig,
+    OptFSConfig
+    | OptEmbedConfig
+    | DNISConfig
+    | PEPConfig
+    | MagnitudeConfig
+    | DedupConfig
+    | DeepLightConfig
+    | DslConfig
+    | AutoDimConfig,
     Field(discriminator="method"),
 ]

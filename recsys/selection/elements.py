@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer, IdMap
-from recsys.embeddings.compact import compact, described, empty
-from recsys.embeddings.store import FloatStore, Store
+from recsys.embeddings.compact import empty
+from recsys.embeddings.store import FloatStore
+from recsys.selection.forms import open_rows, packed, plan
 from recsys.selection.masked import MaskedStore
 from recsys.selection.method import Selection
-from recsys.selection.packing import PackedRows, smallest_dtype
+from recsys.selection.packing import PackedRows
 from recsys.settings import TrainConfig
 from recsys.types import InputError
 
@@ -38,6 +39,11 @@ class ElementSelection(Selection):
             )
         for place, layer in enumerate(layers):
             for k, store in enumerate(layer.float_tables):
+                if store.fused:
+                    raise InputError(
+                        f"train.store torchrec moves tables in the backward pass, out of reach of "
+                        f"selection.method {config.method}; set train.store torch"
+                    )
                 layer.stores[k] = self.wrap(store, place, k)
 
     def wrap(self, store: FloatStore, layer: int, table: int) -> MaskedStore:
@@ -82,16 +88,16 @@ class ElementSelection(Selection):
     def report(self) -> dict[str, Any]:
         """Rows and parameters kept (zero rows excluded), and the form of each table of each
         layer."""
-        tables = [store.served() for store in self.stores]
-        open_rows = [mask.cpu() for mask in self.kept()]
+        tables = self.served()
         padded = sum(store.padding >= 0 for store in self.layers[0].tables)
+        form, _ = plan(tables)
         return {
             "method": self.config.method,
-            "rows": sum(len(mask) for mask in open_rows) - padded,
-            "rows_kept": sum(int(mask.sum()) for mask in open_rows),
+            "rows": sum(len(weight) for weight in tables[0]) - padded,
+            "rows_kept": sum(form["kept_by_table"]),
             "parameters": self.parameters,
-            "parameters_kept": sum(int((table != 0).sum()) for table in tables),
-            **self._plan(),
+            "parameters_kept": sum(int((w != 0).sum()) for layer in tables for w in layer),
+            **form,
         }
 
     def assume(self, report: Mapping[str, Any]) -> None:
@@ -102,28 +108,29 @@ class ElementSelection(Selection):
 
     def pack(self, model: nn.Module, id_map: IdMap) -> IdMap:
         """Rows without any weight leave all layers if their remap costs less than they do."""
-        plan = self._sizes or self._plan()
+        tables = self.served()
+        form = self._sizes or plan(tables)[0]
         row_map, extra = id_map.row_map, 0
-        kept = [mask.cpu() for mask in self.kept()]
-        if self._sizes is not None and plan["remapped"]:
-            counts = plan["kept_by_table"]
+        kept = open_rows(tables)
+        if self._sizes is not None and form["remapped"]:
+            counts = form["kept_by_table"]
             kept = [torch.arange(len(m)) < n for m, n in zip(kept, counts, strict=True)]
-        if plan["remapped"]:
+        if form["remapped"]:
             first = self.layers[0]
             slots = [first.slots(f) for f in range(len(first.fields))]
-            packed = PackedRows(row_map=row_map, kept=kept, slots=slots, singles=id_map.singles)
-            extra = sum(b.numel() * b.element_size() for b in (packed.remap, packed.base))
-            row_map = packed
+            fewer = PackedRows(row_map=row_map, kept=kept, slots=slots, singles=id_map.singles)
+            extra = sum(b.numel() * b.element_size() for b in (fewer.remap, fewer.base))
+            row_map = fewer
+        if self._sizes is not None:
+            stores = [[empty(one) for one in layer] for layer in form["forms"]]
+        else:
+            stores = packed(tables, kept if form["remapped"] else None)
         for parent in list(model.modules()):
             for name, layer in list(parent.named_children()):
-                if not isinstance(layer, EmbeddingLayer):
-                    continue
-                if self._sizes is not None:
-                    stores = [empty(f) for f in plan["forms"][_place(self.layers, layer)]]
-                else:
-                    stores = self._compacted(layer, kept if plan["remapped"] else None)
-                setattr(parent, name, layer.over(stores, row_map, extra))
-                extra = 0  # the map is shared: it counts once
+                if isinstance(layer, EmbeddingLayer):
+                    mine = stores[_place(self.layers, layer)]
+                    setattr(parent, name, layer.over(mine, row_map, extra))
+                    extra = 0  # the map is shared: it counts once
         return IdMap(row_map=row_map, fields=self.layers[0].fields)
 
     def training_bytes(self) -> int:
@@ -131,41 +138,11 @@ class ElementSelection(Selection):
 
     def kept(self) -> list[Tensor]:
         """For each table (R,) bool: rows with a weight in any layer."""
-        return [
-            torch.stack(
-                [(cast(MaskedStore, layer.tables[k]).served() != 0).any(1) for layer in self.layers]
-            ).any(0)
-            for k in range(len(self.layers[0].tables))
-        ]
+        return open_rows(self.served())
 
-    def _compacted(self, layer: EmbeddingLayer, kept: Sequence[Tensor] | None) -> list[Store]:
-        stores = []
-        for k, store in enumerate(layer.tables):
-            weight = cast(MaskedStore, store).served().cpu()
-            if kept is not None:
-                weight = torch.cat([weight[kept[k]], weight.new_zeros(1, weight.size(1))])
-            stores.append(compact(weight))
-        return stores
-
-    def _plan(self) -> dict[str, Any]:
-        """Whether a remap of rows pays, and the form of each table of each layer."""
-        kept = [mask.cpu() for mask in self.kept()]
-        index = smallest_dtype(max(int(mask.sum()) for mask in kept)).itemsize
-        remap = index * sum(len(mask) for mask in kept)
-        whole = [self._compacted(layer, None) for layer in self.layers]
-        fewer = [self._compacted(layer, kept) for layer in self.layers]
-        remapped = _bytes(fewer) + remap < _bytes(whole)
-        chosen = fewer if remapped else whole
-        return {
-            "remapped": remapped,
-            "kept_by_table": [int(mask.sum()) for mask in kept],
-            "forms": [[described(store) for store in stores] for stores in chosen],
-        }
-
-
-def _bytes(stores: Sequence[Sequence[Store]]) -> int:
-    tensors = [t for row in stores for s in row for t in (*s.parameters(), *s.buffers())]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    def served(self) -> list[list[Tensor]]:
+        """For each layer what its tables give in evaluation, (R_k, width) for table k."""
+        return [[cast(MaskedStore, s).served() for s in layer.tables] for layer in self.layers]
 
 
 def _place(layers: Sequence[EmbeddingLayer], layer: EmbeddingLayer) -> int:

@@ -6,8 +6,8 @@ Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-through Rate P
 1. **Supernet.** Every feature f has a threshold t_f, 0 at the start; its row n is open while
    ``||e_n||_1 > t_f``, through a step whose gradient is a long-tailed surrogate (`step`). In
    training every example keeps, of every feature, its first d columns only, d drawn evenly from 1
-   to D, so that the first columns learn to do without the last. ``strength * mean_f exp(-t_f)``
-   joins the loss and lifts the thresholds.
+   to D, so that the first columns learn to do without the last. A penalty on ``exp(-t_f)`` lifts
+   the thresholds.
 2. **Evolution**, without a gradient step: one width per feature, the rows fixed; what is best is
    judged by AUC on rows of train that the supernet has not seen (``search_share``).
 3. **Retrain** on all of train, with the rows and widths that were found.
@@ -15,16 +15,18 @@ Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-through Rate P
 A row belongs to one feature, so tables whose rows are shared by several (`unified`) are refused.
 
 **Differences from the paper** (``paper: true`` undoes them). The published fitness is AUC alone, so
-nothing makes widths small: here ``keep`` caps the floats that stay (narrower candidates are drawn
-from the start, of equals the smaller wins), and the best candidates stay parents. If even width 1
-is too much, the rows that are least above their thresholds close until it fits. The published
-penalty, ``strength * sum_f exp(-t_f)`` under SGD, moves a threshold by about 1e-8 a step: here
-thresholds have an Adam of their own, of rate ``threshold_step / S`` for S steps an epoch. The norm
-is that of a row over all layers, which lose it together; the published one leaves first-order
-weights alone. Rows that no training row has used are closed: decay would take them to zero in
-dense tables and never moves them in row-sparse ones, and the result must not depend on that.
-Mutation in place, by which the published code overwrites candidates after it has scored them, is
-no part of ``paper``.
+nothing makes widths small: here ``keep`` caps the floats that stay (candidates are cut to it, of
+equals the smaller wins), the same width for all is the first candidate, and the best ones stay
+parents. If even width 1 is too much, the rows least above their thresholds close until it fits.
+The published penalty, ``strength * sum_f exp(-t_f)`` under SGD, moves a threshold by about 1e-8 a
+step, in units of norms that depend on width, L2 and start (on Frappe, 0.03). Here norms are
+divided by the running mean norm of their feature; the penalty is a mean over rows, so that a row
+stays where it lowers the loss by more than its share, ``strength / N``; and thresholds have an Adam
+of their own, of rate ``threshold_step / S`` for S steps an epoch. The norm is that of a row over
+all layers, which lose it together; the published one leaves first-order weights alone. Rows that
+no training row uses are closed: decay takes them to zero in dense tables but never moves them in
+row-sparse ones, and the result must not depend on that. Mutation in place, by which the published
+code overwrites candidates after it has scored them, is no part of ``paper``.
 
 **Gradients.** Row-sparse tables work: thresholds are dense parameters and the penalty is theirs;
 gates move the rows of the batch. What shrinks rare rows below the thresholds is
@@ -59,21 +61,22 @@ from recsys.types import FrozenConfig, InputError
 
 
 class OptEmbedConfig(FrozenConfig):
-    """``keep``: share of the tables' floats that may stay. ``strength``: weight of the penalty, in
-    nats if all thresholds were 0. ``threshold_step``: how far a threshold can move in one epoch, in
-    units of a row's L1 norm. ``search_epochs`` at most: the supernet stops by ``train.patience``
-    and keeps its best epoch. ``search_share`` of train judges the candidates of ``generations``.
-    ``restart``: the retrain starts from the initial weights, or goes on from the supernet's.
+    """``keep``: share of the tables' floats that may stay. ``strength``: of the penalty, in nats if
+    all thresholds were 0. ``threshold_step``: how far a threshold can move in one epoch, in mean
+    norms (default 0.1). ``search_epochs`` of the supernet all run. ``search_share`` of train judges the
+    candidates of ``generations``. ``restart``: the retrain starts from the initial weights, or goes
+    on from the supernet's.
 
     ``paper``: as published, see the module: ``strength`` is alpha, of a sum over features;
-    ``threshold_step`` is the rate of SGD (default 1e-4); no ``keep``.
+    ``threshold_step`` is the rate of SGD (default 1e-4); the supernet stops by ``train.patience``
+    and keeps its best epoch; no ``keep``.
     """
 
     method: Literal["optembed"]
     keep: Annotated[float, Field(gt=0, le=1)] | None = None
     strength: Annotated[float, Field(ge=0)] = 0.1
     threshold_step: PositiveFloat | None = None
-    search_epochs: PositiveInt = 30
+    search_epochs: PositiveInt = 10
     search_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     generations: PositiveInt = 30
     restart: Literal["initial", "trained"] = "initial"
@@ -142,7 +145,7 @@ class OptEmbed(ElementSelection):
     @property
     def rows(self) -> int:
         """Rows of all tables that belong to a feature."""
-        return sum(int((gate.owner >= 0).sum()) for gate in self.gates)
+        return sum(int(gate.rows.sum()) for gate in self.gates)
 
     def open_rows(self) -> list[Tensor]:
         """For each table (R,) bool: rows above their threshold, as things are now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,10 @@ class Supernet(SearchPhase):
     """Tables of all widths and thresholds of rows learn together."""
 
     def __init__(self, selection: OptEmbed, snapshot: Snapshot) -> None:
-        super().__init__("supernet", selection.config.search_epochs)
+        paper = selection.config.paper
+        keep: Literal["best", "last"] = "best" if paper else "last"
+        epochs = selection.config.search_epochs
+        super().__init__("supernet", epochs, keep=keep, early_stopping=paper)
         self.share = selection.config.search_share
         self._selection = selection
         self._snapshot = snapshot
@@ -40,6 +43,9 @@ class Supernet(SearchPhase):
     def start(self, loop: Loop) -> None:
         if self._selection.config.restart == "initial":
             self._snapshot.take(loop.model)
+        if not self._selection.config.paper:
+            for gate in self._selection.gates:
+                gate.measure()
 
     def enter(self, loop: Loop) -> None:
         self._selection.search(True)
@@ -55,9 +61,12 @@ class Supernet(SearchPhase):
         return [ParameterGroup("thresholds", params, rate, eps=EPS)]
 
     def penalty(self, loop: Loop) -> Tensor:
-        pull = torch.cat([torch.exp(-gate.thresholds) for gate in self._selection.gates])
-        config = self._selection.config
-        return config.strength * (pull.sum() if config.paper else pull.mean())
+        gates, config = self._selection.gates, self._selection.config
+        pull = torch.cat([torch.exp(-gate.thresholds) for gate in gates])
+        if config.paper:
+            return config.strength * pull.sum()
+        share = torch.cat([gate.rows for gate in gates]) / self._selection.rows
+        return config.strength * (share * pull).sum()
 
     def end_epoch(self, loop: Loop, epoch: int) -> Metrics:
         open_rows = sum(int(mask.sum()) for mask in self._selection.open_rows())
@@ -72,7 +81,11 @@ class Supernet(SearchPhase):
         margins = torch.cat([gate.margins() for gate in self._selection.gates])
         values = margins[margins.isfinite()].cpu().numpy()
         title = "Rows after the supernet; those above 0 stay"
-        return {"margins": plots.histogram(values, title, "Norm less threshold", threshold=0.0)}
+        return {
+            "margins": plots.histogram(
+                values, title, "Norm of the row less threshold", threshold=0.0
+            )
+        }
 
     def state(self) -> dict[str, Tensor]:
         return self._snapshot.tensors

@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from recsys.embeddings.store import FloatStore
 from recsys.selection.masked import MaskedStore
 
+MOMENTUM = 0.05
+"""How far one batch moves the running mean norms."""
+SMALLEST = 1e-12
+
 
 def step(x: Tensor) -> Tensor:
     """1 where ``x > 0``, else 0; its gradient is the long-tailed surrogate of OptEmbed:
@@ -35,17 +39,27 @@ def step(x: Tensor) -> Tensor:
 class RowThresholds(nn.Module):
     """Row n of one table, which all layers have in common, is open while
 
-        sum over ``stores`` of ||e_n||_1  >  threshold of the feature that owns n.
+        sum over ``stores`` of ||e_n||_1  >  threshold * unit    of the feature that owns n.
 
+    The unit is 1 or, once `measure` was called, the mean norm of the feature's rows in training
+    lookups, a running one: norms depend on width, start, L2 and rate, thresholds then do not.
     ``owner`` (R,): place of that feature in ``thresholds``, or -1.
     """
 
     owner: Tensor
+    rows: Tensor
+    unit: Tensor
+    measured: Tensor
 
     def __init__(self, *, stores: Sequence[FloatStore], owner: Tensor, features: int) -> None:
         super().__init__()
         self.thresholds = nn.Parameter(torch.zeros(features), requires_grad=False)
         self.register_buffer("owner", owner, persistent=False)
+        self.register_buffer(
+            "rows", torch.bincount(owner[owner >= 0], minlength=features), persistent=False
+        )
+        self.register_buffer("unit", torch.ones(features))
+        self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
         self.stores: List[FloatStore] = list(stores)  # of their layers, not submodules of this
 
     def gates(self, rows: Tensor, vectors: Tensor, place: int) -> Tensor:
@@ -55,14 +69,37 @@ class RowThresholds(nn.Module):
             if other != place:
                 norm = norm + store(rows).abs().sum(-1)
         owner = self.owner[rows.long()].clamp_min(0)
-        return step(norm - self.thresholds[owner]).unsqueeze(-1)
+        if self.training and place == 0 and self.measured:
+            self._follow(norm.detach(), owner)
+        return step(norm / self.unit[owner] - self.thresholds[owner]).unsqueeze(-1)
+
+    @torch.no_grad()
+    def measure(self) -> None:
+        """From now on in units of mean norms, beginning with those of all rows."""
+        norm, owner = self.norms(), self.owner.clamp_min(0)
+        total = torch.zeros_like(self.unit).index_add_(0, owner, norm * (self.owner >= 0))
+        self.unit.copy_((total / self.rows.clamp_min(1)).clamp_min(SMALLEST))
+        self.measured.fill_(True)
 
     @torch.no_grad()
     def margins(self) -> Tensor:
-        """Norm less threshold of every row, (R,); minus infinity for rows that no id leads to."""
-        norm = torch.stack([store.weight.abs().sum(1) for store in self.stores]).sum(0)
-        margin = norm - self.thresholds[self.owner.clamp_min(0)]
+        """Norm, in its unit, less threshold of every row, (R,); minus infinity for rows that no id
+        leads to."""
+        owner = self.owner.clamp_min(0)
+        margin = self.norms() / self.unit[owner] - self.thresholds[owner]
         return torch.where(self.owner >= 0, margin, -torch.inf)
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """L1 norm of every row over all stores, (R,)."""
+        return torch.stack([store.weight.abs().sum(1) for store in self.stores]).sum(0)
+
+    @torch.no_grad()
+    def _follow(self, norm: Tensor, owner: Tensor) -> None:
+        total = torch.zeros_like(self.unit).index_add_(0, owner.flatten(), norm.flatten())
+        count = torch.bincount(owner.flatten(), minlength=len(self.unit))
+        mean = torch.where(count > 0, total / count.clamp_min(1), self.unit)
+        self.unit.lerp_(mean, MOMENTUM).clamp_min_(SMALLEST)
 
 
 class SupernetStore(MaskedStore):

@@ -60,9 +60,7 @@ class Retrain(Phase):
     ``snapshot`` back if there are any.
     """
 
-    def __init__(
-        self, selection: Closes, snapshot: Snapshot, name: str, max_epochs: int
-    ) -> None:
+    def __init__(self, selection: Closes, snapshot: Snapshot, name: str, max_epochs: int) -> None:
         super().__init__(name, max_epochs)
         self._selection = selection
         self._snapshot = snapshot

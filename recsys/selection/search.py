@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 from recsys.training.phase import Loop, Phase
 from recsys.training.prediction import Rows
-from recsys.types import Batch, Target
+from recsys.types import Batch, InputError, Target
 
 
 class SearchPhase(Phase):
     """Steps on train without a random ``share`` of its rows, which `search_rows` are.
 
-    Errors: `InputError` from the trainer if the share leaves nothing to train on.
+    Errors: `InputError` if the share leaves nothing to train or to search on.
     """
 
     share: float
@@ -26,6 +26,12 @@ class SearchPhase(Phase):
         """The rows that the phase trains on, and those that it searches on."""
         if self._parts is None:
             self._parts = loop.train_rows.parted(self.share, seed=loop.seed)
+            for rows, use in zip(self._parts, ("train", "search"), strict=True):
+                if len(rows) == 0:
+                    raise InputError(
+                        f"selection.search_share {self.share}: of {len(loop.train_rows)} training "
+                        f"rows none is left to {use} on; give a share nearer to 0.5, or more rows"
+                    )
         return self._parts
 
     def search_rows(self, loop: Loop) -> Rows:

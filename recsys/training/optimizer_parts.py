@@ -1,7 +1,8 @@
 """The parts of an `Optimizers`: parameters that one rule moves, each with its state.
 
 Every part offers ``set_lr_scale``, ``prepare`` (the gradients of this step, for clipping),
-``step``, ``state`` and ``load_state``.
+``step``, ``state`` and ``load_state``, and ``entries``: the state that each of its parameters has
+by row or by entry, live.
 """
 
 from __future__ import annotations
@@ -71,6 +72,10 @@ class DenseGroup:
             if live:
                 torch._foreach_mul_(live, 1 - self._lr * self._l2.value)
         self._optimizer.step()
+
+    def entries(self) -> list[tuple[nn.Parameter, list[Tensor]]]:
+        states = [(param, self._optimizer.state.get(param, {})) for param in self.params]
+        return [(p, [value for value in s.values() if value.dim() > 0]) for p, s in states]
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -150,6 +155,9 @@ class SparseTable:
         )
         self._gradient = None
 
+    def entries(self) -> list[tuple[nn.Parameter, list[Tensor]]]:
+        return [(self._param, list(self._state.values()))]
+
     def state(self) -> dict[str, Tensor]:
         tensors = {f"{self._name}:{key}": value for key, value in self._state.items()}
         return tensors | {f"{self._name}:step": self._step}
@@ -181,6 +189,9 @@ class FusedTable:
 
     def step(self) -> None:
         self._store.update()
+
+    def entries(self) -> list[tuple[nn.Parameter, list[Tensor]]]:
+        return []
 
     def state(self) -> dict[str, Tensor]:
         return {f"{self._name}:{k}": v for k, v in self._store.optimizer_state().items()}

@@ -95,6 +95,19 @@ class Optimizers:
             part.step()
         self._prepared = None
 
+    @torch.no_grad()
+    def forget(self, param: nn.Parameter, chosen: Tensor) -> None:
+        """Zeroes the state of the entries ``chosen`` (bool, (R, d) like ``param``): moments and
+        accumulators. One that a row has in common is zeroed where the whole row is chosen; the
+        count of steps is the parameter's and stays.
+        """
+        for part in self._parts:
+            for own, state in part.entries():
+                if own is param:
+                    for value in state:
+                        whole = chosen if value.shape == chosen.shape else chosen.all(1, True)
+                        value.masked_fill_(whole, 0)
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything to go on exactly: named tensors (live ones, not copies) and plain JSON."""
         tensors = {key: value for part in self._parts for key, value in part.state().items()}

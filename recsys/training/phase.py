@@ -60,6 +60,10 @@ class Loop(Protocol):
         ``only``: what to move: ``network``, ``tables``, names of `Phase.groups`; ``None``: all.
         """
 
+    def forget(self, param: nn.Parameter, chosen: Tensor) -> None:
+        """Zeroes the optimiser's state of the entries ``chosen`` (a mask of the shape of ``param``,
+        which has two dimensions). What an optimiser keeps once a row goes with whole rows only."""
+
     def predict(self, rows: Rows) -> Predictions:
         """Scores and targets of ``rows`` under the present weights, in evaluation mode."""
 

@@ -125,6 +125,10 @@ class Trainer:
         """Scores and targets of ``rows`` under the present weights."""
         return predict(self.model, rows, batch_size=self.config.batch_size, device=self.device)
 
+    def forget(self, param: nn.Parameter, chosen: Tensor) -> None:
+        """Zeroes optimiser state; see `recsys.training.phase.Loop.forget`."""
+        self._optimizers.forget(param, chosen)
+
     def descend(
         self, batch: Batch, target: Target, *, only: Collection[str] | None = None
     ) -> float:

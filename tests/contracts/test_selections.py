@@ -30,7 +30,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "optembed": {"method": "optembed", "keep": 0.4, "search_epochs": 2, "generations": 2},
     "magnitude": {"method": "magnitude", "keep": 0.5},
     "dedup": {"method": "dedup", "keep": 0.6, "block_rows": 3},
+    "deeplight": {"method": "deeplight", "keep": 0.3, "every": 2, "prune_epochs": 2},
+    "dsl": {"method": "dsl", "keep": 0.3, "every": 2, "grow_epochs": 2},
+    "dnis": {"method": "dnis", "keep": 0.2, "search_epochs": 1, "search_share": 0.3},
+    "autodim": {"method": "autodim", "search_epochs": 2, "logit_step": 5.0, "size_penalty": 10.0},
+    "pep": {"method": "pep", "keep": 0.2, "threshold_step": 10.0, "search_epochs": 3},
 }
+ELEMENTS = {"dnis", "pep", "optembed", "deeplight", "dsl", "autodim"}
+"""Methods that decide about single weights or columns: `ElementSelection`."""
 TABLES: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "embedding_dim": 8},
     "hash": {"method": "hash", "embedding_dim": 8, "compression": 0.7},
@@ -49,11 +56,17 @@ TABLES: dict[str, dict[str, Any]] = {
     },
 }
 MODEL_NAMES = ("deepfm", "autoint")
-REFUSED = {("optembed", "unified"): "share rows"}
+REFUSED = {
+    ("optembed", "unified"): "share rows",
+    ("autodim", "unified"): "one row",
+    ("autodim", "mixed_dim"): "one row",
+}
 """Methods that decide feature by feature, and tables whose rows features share."""
 CASES = [(m, t) for m in METHODS for t in TABLES if (m, t) not in REFUSED]
 # the process that verifies takes seconds: every table once, every model once
-SERVED = [(m, t, "deepfm") for m, t in CASES] + [(m, "mixed_dim", "autoint") for m in METHODS]
+SERVED = [(m, t, "deepfm") for m, t in CASES] + [
+    (m, "full" if m == "autodim" else "mixed_dim", "autoint") for m in METHODS
+]
 
 
 def test_every_method_has_a_case() -> None:
@@ -105,7 +118,11 @@ def test_trained_and_packed(method: str, table: str, model: str, tmp_path: Path)
     selection = assembly.selection
     assert selection is not None
     report, before = selection.report(), assembly.memory()
-    assert 0 < report["rows_kept"] < report["rows"]
+    if method in ELEMENTS:
+        assert 0 < report["parameters_kept"] < report["parameters"]
+        assert 0 < report["rows_kept"] <= report["rows"]
+    else:
+        assert 0 < report["rows_kept"] < report["rows"]
     masked = assembly.model(small.rows())
 
     final = assembly.finalise()
@@ -116,7 +133,7 @@ def test_trained_and_packed(method: str, table: str, model: str, tmp_path: Path)
             assert [described(store) for store in layer.tables] == report["forms"][place]
         elif method == "dedup":  # no row is closed
             assert sum(len(store.weight) for store in layer.tables) == report["rows_kept"]
-        else:
+        elif method not in ELEMENTS:
             assert sum(len(store.weight) - 1 for store in layer.tables) == report["rows_kept"]
             assert all(not store.weight[-1].any() for store in layer.tables)
         for f, field in enumerate(layer.fields):
@@ -189,7 +206,7 @@ def assert_bytes_on_disk(weights: Path, final: Assembly) -> None:
         id(buffer): buffer
         for part in (*final.layers, final.id_map)
         for name, buffer in part.named_buffers()
-        if not name.endswith("remap")
+        if name not in part.state_dict()
     }
     on_disk += sum(b.numel() * b.element_size() for b in in_graph.values())
     assert abs(final.memory().stored_bytes - on_disk) <= 0.05 * on_disk

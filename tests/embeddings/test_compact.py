@@ -6,7 +6,15 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from recsys.embeddings.compact import ColumnStore, CsrStore, compact, described, empty
+from recsys.embeddings.compact import (
+    ColumnStore,
+    CsrStore,
+    PrefixStore,
+    compact,
+    described,
+    empty,
+    prefix_ranges,
+)
 from recsys.embeddings.store import Store, TorchStore
 from recsys.settings import TrainConfig
 
@@ -28,7 +36,17 @@ def scattered() -> torch.Tensor:
     return weight
 
 
+def prefixes() -> torch.Tensor:
+    """Ten rows of width 2, none of width 0, five of width 6, and the rest of width 1."""
+    weight = dense()
+    weight[:10, 2:] = 0
+    weight[10:20] = 0
+    weight[25:, 1:] = 0
+    return weight
+
+
 CASES = {
+    "prefix": (prefixes, PrefixStore),
     "plain": (dense, TorchStore),
     "columns": (columns, ColumnStore),
     "csr": (scattered, CsrStore),
@@ -65,6 +83,59 @@ def test_bytes_of_compressed_rows() -> None:
     store = compact(weight)
     nonzero = int((weight != 0).sum())
     assert store.memory(TrainConfig(), fetched=1).stored_bytes == 5 * nonzero + 4 * 41
+
+
+def test_bytes_and_values_of_prefixes() -> None:
+    """Four bytes a float of a range, and its start, base (8 bytes) and width."""
+    store = compact(prefixes())
+    assert isinstance(store, PrefixStore)
+    assert store.starts.tolist() == [0, 10, 20, 25]
+    assert store.widths.tolist() == [2, 0, 6, 1]
+    assert store.bases.tolist() == [0, 20, 20, 50]
+    assert store.values.numel() == 10 * 2 + 5 * 6 + 15
+    assert store.memory(TrainConfig(), fetched=1).stored_bytes == 4 * 65 + 4 * (4 + 8 + 1)
+    assert torch.equal(store(torch.arange(40)), prefixes())
+
+
+def test_prefix_exports_at_any_number_of_rows() -> None:
+    store = compact(prefixes())
+    rows = torch.export.Dim("rows", min=2)
+    exported = torch.export.export(
+        store, (torch.tensor([[0, 39], [11, 21]]),), dynamic_shapes=({0: rows},)
+    ).module()
+    for count in (2, 5):
+        some = torch.arange(2 * count).view(count, 2) * 4 % 40
+        assert torch.equal(exported(some), prefixes()[some])
+
+
+def test_ranges_join_only_where_that_saves_bytes() -> None:
+    """A range costs 13 bytes: a lone row of width 1 among those of width 4 joins them (it wastes
+    12 bytes and saves two ranges), two wide rows of 20 columns among rows of none do not."""
+    weight = torch.zeros(60, 20)
+    weight[:20, :4] = 1
+    weight[7, 1:] = 0
+    weight[40:42] = 1
+    starts, widths, held = prefix_ranges(weight)
+    assert starts.tolist() == [0, 20, 40, 42]
+    assert widths.tolist() == [4, 0, 20, 0]
+    assert held == 20 * 4 + 2 * 20
+
+
+def test_long_rows_of_equal_joins_take_few_rounds() -> None:
+    """Alternating widths 3 and 4: every join saves the same."""
+    weight = torch.ones(100_000, 4)
+    weight[::2, 3] = 0
+    starts, widths, held = prefix_ranges(weight)
+    assert starts.tolist() == [0]
+    assert widths.tolist() == [4]
+    assert held == 400_000
+
+
+def test_no_rows_and_no_columns() -> None:
+    for shape in ((0, 3), (3, 0)):
+        assert prefix_ranges(torch.zeros(shape))[2] == 0
+        store = compact(torch.zeros(shape))
+        assert store(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, shape[1])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from recsys.types import Batch, Target
 RUNS: dict[str, dict[str, Any]] = {
     "optfs": {"method": "optfs", "strength": 0.2, "search_epochs": 3, "rewind_epoch": 1},
     "magnitude": {"method": "magnitude", "keep": 0.5, "restart": "initial"},
+    "optembed": {"method": "optembed", "keep": 0.4, "search_epochs": 3, "generations": 2},
 }
 # batch norm and dropout: buffers and the generator must survive, too
 MODEL = {"hidden_units": (8,), "batch_norm": True, "dropout": 0.3}
@@ -31,12 +32,16 @@ class Stopping(planted.Log):
     """Asks for a stop while the batch number ``stop_at`` of the whole run is trained on."""
 
     stop_at: int = 0
-    served: int = 0
+    served: list[int] = field(default_factory=lambda: [0])
+
+    def parted(self, share: float, *, seed: int) -> tuple[planted.Log, planted.Log]:
+        first, second = super().parted(share, seed=seed)
+        return Stopping(first.ids, first.label, stop_at=self.stop_at, served=self.served), second
 
     def batches(self, *args: Any, **options: Any) -> Iterator[tuple[Batch, Target]]:
         for batch in super().batches(*args, **options):
-            self.served += 1
-            if self.served == self.stop_at:
+            self.served[0] += 1
+            if self.served[0] == self.stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
             yield batch
 
