@@ -11,7 +11,7 @@ FBGEMM_cpu := fbgemm-gpu-cpu==1.8.0
 FBGEMM_cuda := fbgemm-gpu==1.8.0
 TORCHREC := torchrec==1.8.0
 
-.PHONY: quickstart test test-slow quality format bench bench-quick bench-peers clean
+.PHONY: quickstart test test-slow quality format bench bench-quick bench-peers bench-sequences clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -63,5 +63,10 @@ bench: $(READY) bench-peers ## time ingestion, training and scoring against the 
 bench-quick: $(READY) bench-peers ## the same on a small log
 	$(BIN)/python -m benchmarks.run --quick
 
+bench-sequences: $(READY) ## time the training of sequence models against RecBole (.venv-recbole)
+	bash benchmarks/recbole.sh
+	$(BIN)/python -m benchmarks.sequences
+	$(BIN)/python -m benchmarks.catalogue
+
 clean: ## remove environments and everything that was built
-	rm -rf .venv .venv-peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-recbole build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -70,6 +70,9 @@ class Prune(Phase):
         super().__init__("prune", epochs, keep="last", early_stopping=False)
         self._config = config
         self._selection = selection
+        self._zeros = torch.zeros(
+            2, dtype=torch.int64
+        )  # after the last pruning; lost in this epoch
 
     def target(self, loop: Loop, done: int) -> float:
         """Share of the weights that should be zero after ``done`` steps of the phase."""
@@ -80,16 +83,29 @@ class Prune(Phase):
     def step(self, loop: Loop, step: int, batch: Batch, target: Target) -> float:
         loss = loop.descend(batch, target)
         if (step + 1) % self._config.every == 0:
-            self._selection.prune(self.target(loop, step + 1))
+            self._prune(self.target(loop, step + 1))
         return loss
+
+    def _prune(self, share: float) -> None:
+        before, after = self._selection.prune(share)
+        self._zeros[1] += max(0, int(self._zeros[0]) - before)
+        self._zeros[0] = after
 
     def end_epoch(self, loop: Loop, epoch: int) -> Metrics:
         """Prunes, so that valid measures what would be served; after the last epoch, for good."""
         share = self.target(loop, (epoch + 1) * loop.steps_per_epoch)
-        regrown = self._selection.prune(share)
+        self._prune(share)
+        regrown = int(self._zeros[1]) / self._selection.parameters
+        self._zeros[1] = 0
         if epoch + 1 == self.max_epochs:
             self._selection.close(self._selection.nonzero())
         return {"selection/pruned_share": share, "selection/regrown_share": regrown}
+
+    def state(self) -> dict[str, Tensor]:
+        return {"zeros": self._zeros}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self._zeros.copy_(tensors["zeros"])
 
     def end(self, loop: Loop) -> dict[str, Figure]:
         sizes = torch.cat([store.served().abs().flatten() for store in self._selection.stores])
@@ -104,22 +120,21 @@ class DeepLight(ElementSelection):
     config: DeepLightConfig
 
     @torch.no_grad()
-    def prune(self, share: float) -> float:
-        """Zeroes ``share`` of the weights of each layer; returns the share of all that had grown
-        back since."""
-        regrown = 0
+    def prune(self, share: float) -> tuple[int, int]:
+        """Zeroes ``share`` of the weights of each layer; returns how many were zero before and are
+        now."""
+        before = after = 0
         for layer in self.layers:
             weights = [store.weight for store in layer.float_tables]
             alive = [live(store.weight, store.padding) for store in layer.float_tables]
             joint = torch.cat([weight.abs().flatten() for weight in weights])
             among = torch.cat([mask.flatten() for mask in alive])
-            count = round(share * int(among.sum()))
-            zeros = int(((joint == 0) & among).sum())
-            regrown += max(0, count - zeros)
+            count, zeros = round(share * int(among.sum())), int(((joint == 0) & among).sum())
             small = pick(-joint, count, among).split([weight.numel() for weight in weights])
             for weight, mask in zip(weights, small, strict=True):
                 weight[mask.view_as(weight)] = 0
-        return regrown / max(1, self.parameters)
+            before, after = before + zeros, after + max(zeros, count)
+        return before, after
 
     def nonzero(self) -> list[Tensor]:
         """For each of `stores` (R, width) bool: weights that are not zero."""

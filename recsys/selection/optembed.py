@@ -63,9 +63,9 @@ from recsys.types import FrozenConfig, InputError
 class OptEmbedConfig(FrozenConfig):
     """``keep``: share of the tables' floats that may stay. ``strength``: of the penalty, in nats if
     all thresholds were 0. ``threshold_step``: how far a threshold can move in one epoch, in mean
-    norms (default 0.1). ``search_epochs`` of the supernet all run. ``search_share`` of train judges the
-    candidates of ``generations``. ``restart``: the retrain starts from the initial weights, or goes
-    on from the supernet's.
+    norms (default 0.1). ``search_epochs`` of the supernet all run. ``search_share`` of train judges
+    the candidates of ``generations``. ``restart``: the retrain starts from the initial weights, or
+    goes on from the supernet's.
 
     ``paper``: as published, see the module: ``strength`` is alpha, of a sum over features;
     ``threshold_step`` is the rate of SGD (default 1e-4); the supernet stops by ``train.patience``

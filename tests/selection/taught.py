@@ -25,7 +25,9 @@ class Reader(nn.Module):
         torch.manual_seed(5)
         specs = tuple(FieldSpec(f"f{i}", "categorical", num_ids=values) for i in range(fields))
         config = full.FullConfig(method="full", embedding_dim=dim, init_std=1e-2)
-        self.layer: EmbeddingLayer = build_embeddings(config, specs, {"v": dim}, train=train)[1]["v"]
+        self.layer: EmbeddingLayer = build_embeddings(config, specs, {"v": dim}, train=train)[1][
+            "v"
+        ]
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, batch: Batch) -> Tensor:

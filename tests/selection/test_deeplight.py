@@ -54,12 +54,12 @@ def test_the_smallest_of_a_layer_go_and_count_exactly() -> None:
         sizes = torch.randperm(SIZE, generator=torch.Generator().manual_seed(0)) + 1.0
         weight.copy_((sizes * (1 - 2 * (sizes % 2))).view(VALUES, DIM))
     before = weight.detach().clone()
-    assert selection.prune(0.25) == 0.25
+    assert selection.prune(0.25) == (0, 80)
     assert torch.equal(weight == 0, before.abs() <= 80)
     assert torch.equal(weight[weight != 0], before[before.abs() > 80])
     with torch.no_grad():
         weight[before.abs() <= 8] = 500.0  # eight grow back; the next smallest take their place
-    assert selection.prune(0.25) == 8 / SIZE
+    assert selection.prune(0.25) == (72, 80)
     assert torch.equal(weight == 0, (before.abs() > 8) & (before.abs() <= 88))
     assert model.layer.all_vectors(0).eq(0).sum() == 80
 
