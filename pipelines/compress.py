@@ -14,11 +14,12 @@ import numpy as np
 
 from pipelines.benchmark_report import read_report, summary, write_report
 from pipelines.compress_report import markdown, pareto, render
-from pipelines.embeddings import fitted, method_of, solve
+from pipelines.embeddings import fitted, method_of, solve, spec_settings
 from pipelines.grid import Grid, Job, columns_of, data_digest
 from recsys.config import AnyRunConfig, parse_config
 from recsys.embeddings import EMBEDDINGS
 from recsys.features import Features
+from recsys.selection import SELECTIONS
 from recsys.training.progress import Reporter, SilentReporter
 from serving.errors import InputError
 
@@ -27,8 +28,6 @@ __all__ = ["render", "run"]
 Result = dict[str, Any]
 
 INTEGERS = ("int8", "int16", "alpt")
-SHARES = {"magnitude": "keep"}
-"""Selection method -> the key of the share of weights that it keeps."""
 
 
 def run(
@@ -64,10 +63,9 @@ def run(
     for name in names:
         method_of(name)
     for name in selections:
-        if name not in SHARES:
-            raise InputError(
-                f"--selections {name}: keeps no given share; known: {', '.join(SHARES)}"
-            )
+        if name.split(":")[0] not in selections_of_a_share():
+            known = ", ".join(selections_of_a_share())
+            raise InputError(f"--selections {name}: keeps no given share; known: {known}")
     if report is not None:
         read_report(report)
     cache = cache or out / "cache"
@@ -79,7 +77,10 @@ def run(
     for budget in budgets:
         for name in (*names, *selections):
             try:
-                plan = _derived(config, features, name, budget)
+                if name in selections:
+                    plan = _selected(config, name, budget)
+                else:
+                    plan = _tabled(config, features, name, budget)
             except InputError as error:
                 reason = " ".join(str(error).split())
                 infeasible.append({"method": name, "budget": budget, "reason": reason})
@@ -126,31 +127,40 @@ def run(
     }
 
 
-def _derived(
-    config: AnyRunConfig, features: Features, name: str, budget: str | float
+def selections_of_a_share() -> list[str]:
+    """The selection methods that can be told which share of the weights to keep."""
+    return [name for name, kind in SELECTIONS.items() if "keep" in kind.Config.model_fields]
+
+
+def _tabled(
+    config: AnyRunConfig, features: Features, spec: str, budget: str | float
 ) -> AnyRunConfig:
-    """``config`` with the table method or the selection ``name`` under ``budget``.
+    """``config`` with the table method ``spec`` under ``budget``, and without selection.
 
     Errors: `InputError` where it cannot work or cannot meet the budget.
     """
+    table, _ = solve(config, features, spec, budget)
     tree = config.model_dump(mode="json", exclude_unset=True)
-    if name not in SHARES:
-        table, _ = solve(config, features, name, budget)
-        tree["embedding"] = table.model_dump(mode="json", exclude_unset=True)
-        tree.pop("selection", None)
-        if method_of(name) in INTEGERS and config.train.embedding_l2.mode == "all_rows":
-            # Rows kept as integers are never all in memory as floats, so only touched rows decay.
-            l2 = {"value": config.train.embedding_l2.value, "mode": "touched_rows"}
-            tree["train"] = {**tree.get("train", {}), "embedding_l2": l2}
-    else:
-        if isinstance(budget, str):
-            raise InputError(
-                f"selection {name}: keeps a share; give the budget as one, such as 0.1"
-            )
-        if budget == 1:
-            raise InputError(f"selection {name}: at a budget of 1 there is nothing to select")
-        tree["selection"] = {"method": name, SHARES[name]: budget}
-    return parse_config(tree, where=f"{name} at {budget}")
+    tree["embedding"] = table.model_dump(mode="json", exclude_unset=True)
+    tree.pop("selection", None)
+    l2 = config.train.embedding_l2
+    if method_of(spec) in INTEGERS and l2.mode == "all_rows":
+        # Rows kept as integers are never all in memory as floats, so only touched rows decay.
+        l2_of_touched = {"value": l2.value, "mode": "touched_rows"}
+        tree["train"] = {**tree.get("train", {}), "embedding_l2": l2_of_touched}
+    return parse_config(tree, where=f"{spec} at {budget}")
+
+
+def _selected(config: AnyRunConfig, spec: str, budget: str | float) -> AnyRunConfig:
+    """``config`` with the selection ``spec``, which keeps the share ``budget``."""
+    if isinstance(budget, str):
+        raise InputError(f"selection {spec}: keeps a share; give the budget as one, such as 0.1")
+    if budget == 1:
+        raise InputError(f"selection {spec}: at a budget of 1 there is nothing to select")
+    name, settings = spec_settings(spec)
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    tree["selection"] = {"method": name, "keep": budget, **settings}
+    return parse_config(tree, where=f"{spec} at {budget}")
 
 
 def _mean(done: Mapping[int, Result], key: str) -> int:

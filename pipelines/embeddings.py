@@ -111,6 +111,13 @@ def method_of(spec: str) -> str:
     return name
 
 
+def spec_settings(spec: str) -> tuple[str, dict[str, Any]]:
+    """``NAME:KEY=VALUE:...`` as name and settings."""
+    name, *settings = spec.split(":")
+    pairs = (setting.partition("=") for setting in settings)
+    return name, {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
 def table_config(config: AnyRunConfig, spec: str, budget: str | float) -> TableConfig:
     """The config of a method under ``budget``: the run's own keys if it is its method, and those
     of ``spec``, such as ``robe:hashes=2``.
@@ -120,9 +127,7 @@ def table_config(config: AnyRunConfig, spec: str, budget: str | float) -> TableC
     method, own = method_of(spec), config.embedding.model_dump(exclude_unset=True)
     keys = own if own["method"] == method else {"method": method}
     keys = {key: value for key, value in keys.items() if key not in SIZES}
-    for setting in spec.split(":")[1:]:
-        key, _, value = setting.partition("=")
-        keys[key] = yaml.safe_load(value)
+    keys |= spec_settings(spec)[1]
     keys |= {"embedding_dim": config.embedding.embedding_dim, "budget": budget}
     try:
         return EMBEDDINGS[method].Config.model_validate(keys)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from recsys.embeddings import IdMap, build_embeddings, full
 from recsys.models import MODELS
 from recsys.selection import SELECTIONS
+from recsys.selection.deeplight import DeepLightConfig
+from recsys.selection.dsl import DslConfig
 from recsys.selection.elements import ElementSelection
 from recsys.selection.magnitude import MagnitudeConfig
 from recsys.selection.optembed import OptEmbedConfig
@@ -26,7 +28,13 @@ from recsys.training.trainer import Trainer, TrainResult
 from recsys.types import Batch, FieldSpec, Target
 
 FIELDS, VALUES = 3, 40
-CONFIGS = {"optfs": OptFSConfig, "optembed": OptEmbedConfig, "magnitude": MagnitudeConfig}
+CONFIGS = {
+    "optfs": OptFSConfig,
+    "optembed": OptEmbedConfig,
+    "magnitude": MagnitudeConfig,
+    "deeplight": DeepLightConfig,
+    "dsl": DslConfig,
+}
 TRAIN = TrainConfig(
     batch_size=256,
     max_epochs=6,

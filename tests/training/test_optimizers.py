@@ -248,3 +248,31 @@ def test_coalesce_sums_duplicates_and_drops_zeros(rows: list[int]) -> None:
 def test_a_nan_is_not_dropped() -> None:
     grad = torch.sparse_coo_tensor([[1]], [[torch.nan, 0.0]], (3, 2), check_invariants=True)
     assert coalesce(grad).rows.tolist() == [1]
+
+
+@pytest.mark.parametrize("gradient", ["dense", "sparse"])
+@pytest.mark.parametrize("kind", ["adam", "adagrad", "rowwise_adagrad", "sgd"])
+def test_state_of_chosen_entries_is_forgotten(kind: str, gradient: str) -> None:
+    """One entry of row 1 and all of row 2; an accumulator of a whole row goes with whole rows."""
+    train = TrainConfig(embedding_optimizer=kind, embedding_gradient=gradient, batch_size=16)  # type: ignore[arg-type]
+    model = Small(train)
+    optimizers = build_optimizers(model, train)
+    for seed in range(2):
+        optimizers.zero_grad()
+        model(batch(seed)).square().sum().backward()
+        optimizers.step()
+    weight = model.layer.float_tables[0].weight
+    assert isinstance(weight, nn.Parameter)
+    before = {key: value.clone() for key, value in optimizers.state()[0].items()}
+    chosen = torch.zeros_like(weight, dtype=torch.bool)
+    chosen[1, 3] = chosen[2] = True
+    optimizers.forget(weight, chosen)
+    for key, value in optimizers.state()[0].items():
+        expected = before[key]
+        if "stores" in key and value.dim() == 2:
+            assert expected[2].any()
+            expected[2] = 0
+            if kind != "rowwise_adagrad":
+                assert expected[1, 3] != 0
+                expected[1, 3] = 0
+        assert torch.equal(value, expected), key
