@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -178,7 +179,9 @@ def config_schema(
 
 
 def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
+    """What the file of a method says it is."""
+    page = sys.modules[kind.__module__].__doc__ or ""
+    return " ".join(page.strip().split("\n\n")[0].split())
 
 
 def _lines(entries: dict[str, str]) -> str:

@@ -88,4 +88,17 @@ class SequenceRunConfig(Run):
             hint = did_you_mean(self.train.monitor, known)
             raise ValueError(f"train.monitor {self.train.monitor!r} is not measured here{hint}")
         check_history(self.features, self.model.name)
+        ((name, feature),) = self.features.items()
+        assert isinstance(feature, SequenceFeature), feature
+        if feature.pooling != SequenceFeature.model_fields["pooling"].default:
+            raise ValueError(
+                f"features.{name}.pooling: model {self.model.name} reads item by item and pools "
+                "nothing; remove it"
+            )
+        width, heads = self.embedding.embedding_dim, getattr(self.model, "heads", 1)
+        if width % heads:
+            raise ValueError(
+                f"embedding.embedding_dim {width} is the total width of all heads and must be a "
+                f"multiple of model.heads {heads}"
+            )
         return self

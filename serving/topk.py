@@ -54,8 +54,9 @@ class TopK(Served):
         k: int | None = None,
     ) -> None:
         super().__init__(bundle, threads, batch_rows=batch_rows)
-        self.k = _checked(self.bundle.manifest.get("k"), "manifest") if k is None else _checked(k)
         self._items = _read_items(self.bundle.path / ITEMS)
+        wanted = _checked(self.bundle.manifest.get("k"), "manifest") if k is None else _checked(k)
+        self.k = min(wanted, len(self._items))
         kind = self._items.type
         self.output = (
             pa.field(LISTS[0], pa.list_(kind)),
@@ -66,7 +67,8 @@ class TopK(Served):
 
     def recommend(self, rows: Rows, k: int | None = None) -> Recommendations:
         """The best ``k`` (None: `TopK.k`) items of each row; for errors see `Served.table`."""
-        wanted = self.k if k is None else _checked(k)
+        # Lists end with the catalogue, so room for more would be memory for nothing.
+        wanted = self.k if k is None else min(_checked(k), len(self._items))
         parts = [
             self._lists(*self.best(self.encode(part), wanted))
             for part in slices(self.table(rows), self._batch_rows)

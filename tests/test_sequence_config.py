@@ -89,6 +89,23 @@ def test_the_column_may_be_named_otherwise() -> None:
             "features.history.shares: model sasrec has no other feature",
         ),
         ({"features": {"history": {"type": "sequence"}}}, "features.history.max_length"),
+        (
+            {"features": {"history": {**SEQUENCE, "pooling": "sum"}}},
+            "features.history.pooling: model sasrec reads item by item and pools nothing",
+        ),
+        (
+            {"model": {"name": "bert4rec", "heads": 3}},
+            "embedding.embedding_dim 8 is the total width of all heads and must be a multiple of "
+            "model.heads 3",
+        ),
+        (
+            {"model": {"name": "sasrec", "negatives_per": "position"}},
+            "loss cross_entropy has no negatives; remove negatives_per",
+        ),
+        (
+            {"model": {"name": "gru4rec", "loss": "bce", "negatives": 1, "calibration": 0.5}},
+            "calibration 0.5 is gBCE's; remove it or set loss: gbce, not bce",
+        ),
         ({"data": {**TREE["data"], "label": "y"}}, "data.label: unknown key"),
         ({"selection": {"method": "optfs"}}, "selection: unknown key"),
         (

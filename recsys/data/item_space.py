@@ -29,7 +29,7 @@ def fit_sequences(
 
     ``max_length`` says what a model reads at once, not which items exist: all items of a sequence
     are counted, and the graph's input takes whole lists (``inputs[0].max_length`` is None). Errors:
-    those of `fit`, and `InputError` for hashed ids without ``buckets``.
+    those of `fit`, and `InputError` for hashed ids without ``buckets`` and where no item is left.
     """
     whole = {
         name: config.model_copy(update={"max_length": None}) for name, config in configs.items()
@@ -41,6 +41,10 @@ def fit_sequences(
         raise InputError(
             f"features.{field.name}: a sequence model ranks a closed set of items; give encoding "
             "hash a number of buckets, or use encoding vocabulary"
+        )
+    if field.num_ids <= special_ids(features):
+        raise InputError(
+            f"features.{field.name}: no item of train is left to recommend; lower min_count"
         )
     return features
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 
 from recsys.types import FieldSpec, InputError
 
 FLOAT_BYTES = 4
+INDEX_BYTES = 8
 SLOT_BYTES = 64
-"""Set aside per lookup slot for salts, offsets and orders; real index buffers are smaller."""
+"""Set aside per lookup slot for salts, offsets and orders, where sizes come in large steps; real
+index buffers are smaller."""
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -37,9 +39,15 @@ def numeric_words(fields: Sequence[FieldSpec]) -> int:
     return sum(field.width + 1 for field in fields if field.kind == "numeric")
 
 
-def fixed_bytes(fields: Sequence[FieldSpec], dims: Mapping[str, int], *, slots: int) -> int:
+def fixed_bytes(fields: Sequence[FieldSpec], dims: Mapping[str, int], *, slots: int = 0) -> int:
     """Bytes of all layers that do not depend on how many rows the tables get."""
-    return FLOAT_BYTES * numeric_words(fields) * sum(dims.values()) + SLOT_BYTES * slots
+    vectors = FLOAT_BYTES * numeric_words(fields) * sum(dims.values())
+    return vectors + _numeric_index(fields, dims) + SLOT_BYTES * slots
+
+
+def _numeric_index(fields: Sequence[FieldSpec], dims: Mapping[str, int]) -> int:
+    """Bytes that every layer needs to find the columns of numeric fields."""
+    return INDEX_BYTES * len(dims) * sum(field.kind == "numeric" for field in fields)
 
 
 def owners(fields: Sequence[FieldSpec]) -> dict[str, FieldSpec]:
@@ -90,7 +98,8 @@ def budget_bytes(budget: str | float, fields: Sequence[FieldSpec], dims: Mapping
             )
         words += field.num_ids
     floats = FLOAT_BYTES * (words + numeric_words(fields)) * sum(dims.values())
-    return int(budget * floats) + SLOT_BYTES * sum(field.kind != "numeric" for field in fields)
+    slots = sum(field.kind != "numeric" for field in fields)
+    return int(budget * floats) + _numeric_index(fields, dims) + SLOT_BYTES * slots
 
 
 def size_text(size: int) -> str:
@@ -100,6 +109,23 @@ def size_text(size: int) -> str:
         if size >= scale:
             return f"{-(-size * 100 // scale) / 100:.2f}{unit}"
     return f"{size}B"
+
+
+def last_fitting(fits: Callable[[float], bool], *, inside: float, outside: float) -> float:
+    """The point nearest to ``outside`` that fits, to 2^-60 of the way: ``inside`` fits, ``outside``
+    does not."""
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if fits(middle) else (inside, middle)
+    return inside
+
+
+def largest_fitting(fits: Callable[[int], bool], *, low: int, high: int) -> int:
+    """The largest number from ``low``, which fits, to ``high`` that fits."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def refuse(budget: int, floor: int, what: str) -> InputError:

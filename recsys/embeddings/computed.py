@@ -16,7 +16,14 @@ from typing import Any
 
 from torch import nn
 
-from recsys.embeddings.budget import FLOAT_BYTES, budget_bytes, fixed_bytes, owners, refuse
+from recsys.embeddings.budget import (
+    FLOAT_BYTES,
+    budget_bytes,
+    fixed_bytes,
+    largest_fitting,
+    owners,
+    refuse,
+)
 from recsys.embeddings.budget import owner_name as owner_of
 from recsys.embeddings.id_map import RangeRows
 from recsys.embeddings.method import TableConfig, TableMethod, TableSpec
@@ -78,11 +85,7 @@ class ComputedFields(TableMethod):
         if self._cost(1) > allowed:
             what = f"embedding.method {self.config.method} (at {self.what} 1)"
             raise refuse(allowed, self._cost(1), what)
-        low, high = 1, LARGEST
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._cost(middle) <= allowed else (low, middle - 1)
-        return low
+        return largest_fitting(lambda size: self._cost(size) <= allowed, low=1, high=LARGEST)
 
     def _cost(self, size: int) -> int:
         self.use(size)
@@ -109,12 +112,9 @@ class ComputedFields(TableMethod):
             return self.size
         rows = owner.num_ids
         allowed = self.words(rows, self._dim, self.size) * dim
-        low, high = 1, self.size
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = self.words(rows, dim, middle) * self._dim <= allowed
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
+        return largest_fitting(
+            lambda size: self.words(rows, dim, size) * self._dim <= allowed, low=1, high=self.size
+        )
 
     def solution(self) -> dict[str, Any]:
         return {self.what: self.size, "exact_features": len(self._starts)}

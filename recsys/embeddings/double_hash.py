@@ -64,9 +64,6 @@ class DoubleHash(HashedFields):
     Config = DoubleHashConfig
     config: DoubleHashConfig
 
-    def _most_lookups(self) -> int:
-        return self.config.lookups
-
     def _row_words(self) -> int:
         return self._chunks() * sum(self._width(dim) for dim in self.dims.values())
 

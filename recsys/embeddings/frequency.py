@@ -27,7 +27,6 @@ from recsys.embeddings.budget import (
     FLOAT_BYTES,
     budget_bytes,
     dense_ids,
-    fixed_bytes,
     owner_name,
     owners,
     refuse,
@@ -113,13 +112,14 @@ class Frequency(TableMethod):
                 )
             return rows
         budget = budget_bytes(self.config.budget or DEFAULT_BUDGET, self.fields, self.dims)
-        looked_up = sum(field.kind != "numeric" for field in self.fields)
         row = FLOAT_BYTES * sum(self.dims.values())
-        exact = fixed_bytes(self.fields, self.dims, slots=2 * looked_up) + row * total
-        if exact <= budget:
+        if self.fixed_bytes() + row * total <= budget:
             return total
         zero = int(self.config.lookups > 1)
-        fixed = fixed_bytes(self.fields, self.dims, slots=2 * looked_up * self.config.lookups)
+        exact = self.tail
+        self.tail = {name: int(n > self.config.exact_below) for name, n in self._ids.items()}
+        fixed = self.fixed_bytes()  # of tails in all large fields
+        self.tail = exact
         rows = (budget - fixed) // row - zero
         if rows < least:
             raise refuse(budget, fixed + row * (least + zero), "embedding.method frequency")

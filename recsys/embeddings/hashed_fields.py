@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from recsys.embeddings.budget import FLOAT_BYTES, budget_bytes, fixed_bytes, owners, refuse
+from recsys.embeddings.budget import FLOAT_BYTES, budget_bytes, last_fitting, owners, refuse
 from recsys.embeddings.method import TableConfig, TableMethod
 from recsys.types import FieldSpec, InputError
 
@@ -65,10 +65,6 @@ class HashedFields(TableMethod):
         if not isinstance(config.rows, int) and config.compression is None:
             self._fit(budget_bytes(config.budget or DEFAULT_BUDGET, fields, dims))
 
-    def _most_lookups(self) -> int:
-        """The largest number of lookups of any field."""
-        return 1
-
     def _row_words(self) -> int:
         """Floats of one row, all layers together."""
         return sum(self.dims.values())
@@ -93,26 +89,18 @@ class HashedFields(TableMethod):
         return min(owner.num_ids, given if given is not None else ceil(c * owner.num_ids))
 
     def _fit(self, budget: int) -> None:
-        looked_up = sum(field.kind != "numeric" for field in self.fields)
-        # several lookups of a field also need an order in every layer, hence two slots each
-        fixed = fixed_bytes(
-            self.fields, self.dims, slots=looked_up * (2 * self._most_lookups() - 1)
-        )
-        row = FLOAT_BYTES * self._row_words()
-
-        def cost(c: float) -> int:
-            return fixed + row * sum(self._at(c).values())
-
-        low, high = 0.0, 1.0
-        if cost(high) <= budget:
-            return
         smallest = 1e-12  # ceil makes this one row per field
-        if cost(smallest) > budget:
-            raise refuse(budget, cost(smallest), f"embedding.method {self.config.method}")
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if cost(middle) <= budget else (low, middle)
-        self._sizes = self._at(max(low, smallest))
+        if self._cost(1.0) <= budget:
+            return
+        if self._cost(smallest) > budget:
+            raise refuse(budget, self._cost(smallest), f"embedding.method {self.config.method}")
+        fitting = last_fitting(lambda c: self._cost(c) <= budget, inside=smallest, outside=1.0)
+        self._sizes = self._at(fitting)
+
+    def _cost(self, c: float) -> int:
+        """Bytes of all layers at compression ``c``, which the plan then has."""
+        self._sizes = self._at(c)
+        return self.fixed_bytes() + FLOAT_BYTES * self._row_words() * sum(self._sizes.values())
 
     def _exact(self, name: str) -> bool:
         """Whether every id of the owner ``name`` has its own row."""

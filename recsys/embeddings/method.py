@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
-from recsys.embeddings.budget import parse_bytes
+from recsys.embeddings.budget import INDEX_BYTES, fixed_bytes, parse_bytes
 from recsys.types import FieldSpec, FrozenConfig
 
 if TYPE_CHECKING:
@@ -86,6 +86,17 @@ class TableMethod(ABC):
     def solution(self) -> dict[str, Any]:
         """What the plan has chosen, by name: what a budget was spent on."""
         return {}
+
+    def fixed_bytes(self) -> int:
+        """Bytes of all layers beside their tables: vectors of numeric fields, and the index
+        structures of the plan as it stands, counted."""
+        orders = sum(
+            len(self.slots(f)) for f, field in enumerate(self.fields) if field.kind == "categorical"
+        )
+        modules = [self.row_map(), *(self.combine(dim) for dim in self.dims.values())]
+        buffers = [buffer for module in modules for buffer in module.buffers()]
+        index = sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+        return fixed_bytes(self.fields, self.dims) + index + INDEX_BYTES * orders * len(self.dims)
 
     @abstractmethod
     def slots(self, f: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from recsys.embeddings.budget import budget_bytes, dense_ids, refuse
+from recsys.embeddings.budget import budget_bytes, dense_ids, last_fitting, refuse
 from recsys.embeddings.projected import Block, BlocksConfig, ProjectedBlocks
 from recsys.types import FieldSpec, FrozenConfig, InputError
 
@@ -144,8 +144,4 @@ class MixedDim(ProjectedBlocks):
             return 0.0
         if self._cost(1.0) > budget:
             raise refuse(budget, self._cost(1.0), "embedding.method mixed_dim (at alpha 1)")
-        low, high = 0.0, 1.0
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self._cost(middle) <= budget else (middle, high)
-        return high
+        return last_fitting(lambda alpha: self._cost(alpha) <= budget, inside=1.0, outside=0.0)

@@ -32,9 +32,9 @@ from recsys.embeddings.budget import (
 )
 from recsys.embeddings.codebook_store import QuantisingStore
 from recsys.embeddings.codes import code_bits, packed_bytes
-from recsys.embeddings.gather import OneRowEach
 from recsys.embeddings.id_map import RangeRows
 from recsys.embeddings.method import TableConfig, TableMethod, TableSpec
+from recsys.embeddings.row_of_tables import RowOfTables
 from recsys.embeddings.store import is_sparse
 from recsys.settings import TrainConfig
 from recsys.types import FieldSpec
@@ -206,8 +206,8 @@ class ProductQuant(TableMethod):
 
     def combine(self, dim: int) -> nn.Module:
         slots = [self.slots(f) for f in range(len(self.fields))]
-        return OneRowEach(
-            tables=[tables[0] if tables else -1 for tables in slots],
+        return RowOfTables(
+            places=[tables[0] if tables else -1 for tables in slots],
             singles=sum(field.kind == "categorical" for field in self.fields),
         )
 

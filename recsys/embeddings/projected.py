@@ -23,9 +23,9 @@ from recsys.types import FieldSpec
 
 
 class BlocksConfig(TableConfig):
-    """``init``: ``xavier``, tables and projections alike; or ``orthonormal``: tables from
-    N(0, init_std^2), projections with orthonormal rows, so that vectors start and move as those of
-    a full table do.
+    """``init``: ``xavier``, tables and projections alike; or ``orthonormal``: projections with
+    orthonormal rows and tables of width d from N(0, init_std^2 D / d), so that vectors start with
+    the variance init_std^2 of a full table and move as its do.
     """
 
     init: Literal["xavier", "orthonormal"]
@@ -115,7 +115,8 @@ class ProjectedBlocks(TableMethod):
             rows = sum(sizes) + (table in zeros)
             fill: Callable[[Tensor], object] = partial(_fill_xavier, sizes=sizes)
             if self.config.init == "orthonormal":
-                fill = partial(nn.init.normal_, std=self.config.init_std)
+                spread = sqrt(dim / self._scaled(width, dim))
+                fill = partial(nn.init.normal_, std=spread * self.config.init_std)
             specs.append(
                 TableSpec(f"width_{width}", rows, self._scaled(width, dim), fill, table in zeros)
             )

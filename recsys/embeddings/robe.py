@@ -37,7 +37,6 @@ from torch import nn
 from recsys.embeddings.budget import (
     FLOAT_BYTES,
     budget_bytes,
-    fixed_bytes,
     owner_name,
     owners,
     refuse,
@@ -45,7 +44,6 @@ from recsys.embeddings.budget import (
 from recsys.embeddings.combine import ConcatRows
 from recsys.embeddings.method import TableConfig, TableMethod, TableSpec
 from recsys.embeddings.robe_rows import BlockRows, FirstRows, SignedStore
-from recsys.embeddings.store import INDEX_BYTES
 from recsys.features.hashing import salt
 from recsys.types import FieldSpec, InputError
 
@@ -118,18 +116,15 @@ class Robe(TableMethod):
                 self._exact[name] = self._exact_rows
                 self._exact_rows += owner.num_ids * self._chunks
         hashed = len(self._exact) < len(self._owners)
-        self._shared = self._shared_rows() if hashed else 0
+        self._shared = config.steps if hashed else 0
+        if hashed:
+            self._shared = self._shared_rows()
 
     def _shared_rows(self) -> int:
         if self.config.rows is not None:
             return self.config.rows
         budget = budget_bytes(self.config.budget or DEFAULT_BUDGET, self.fields, self.dims)
-        looked_up = sum(field.kind != "numeric" for field in self.fields)
-        fixed = fixed_bytes(self.fields, self.dims, slots=0) + INDEX_BYTES * (
-            6 * looked_up * self.config.hashes
-            + self.config.steps
-            + 2 * looked_up * self._chunks * len(self.dims)  # orders, in every layer
-        )
+        fixed = self.fixed_bytes()
         row = FLOAT_BYTES * sum(self._width(dim) for dim in self.dims.values())
         rows = (budget - fixed) // row - self._exact_rows
         if rows < self.config.steps:

@@ -25,7 +25,6 @@ from torch import nn
 from recsys.embeddings.budget import (
     FLOAT_BYTES,
     budget_bytes,
-    fixed_bytes,
     owner_name,
     owners,
     refuse,
@@ -105,14 +104,15 @@ class Unified(TableMethod):
                 self._exact[name] = self._exact_rows
                 self._exact_rows += owner.num_ids * self._lookups[name]
         hashed = len(self._exact) < len(self._owners)
-        self._shared = self._shared_rows() if hashed else 0
+        self._shared = int(hashed)
+        if hashed:
+            self._shared = self._shared_rows()
 
     def _shared_rows(self) -> int:
         if self.config.rows is not None:
             return self.config.rows
         budget = budget_bytes(self.config.budget or DEFAULT_BUDGET, self.fields, self.dims)
-        slots = sum(len(self.slots(f)) for f in range(len(self.fields)))
-        fixed = fixed_bytes(self.fields, self.dims, slots=slots + len(self.fields) * self._most)
+        fixed = self.fixed_bytes()
         row = FLOAT_BYTES * sum(self._width(dim) for dim in self.dims.values())
         rows = (budget - fixed) // row - self._exact_rows
         if rows < 1:

@@ -62,6 +62,12 @@ def test_item_space(tmp_path: Path) -> None:
     assert Features.load(_saved(features, tmp_path)).inputs == features.inputs
 
 
+def test_a_catalogue_without_items_is_refused(tmp_path: Path) -> None:
+    files = written(tmp_path, [(user, item, item) for user in "ab" for item in range(4)])
+    with pytest.raises(InputError, match=r"features\.seen: no item of train .* lower min_count"):
+        fitted(files, min_count=3)
+
+
 def _saved(features: Features, folder: Path) -> Path:
     features.save(folder / "features")
     return folder / "features"

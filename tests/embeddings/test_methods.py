@@ -129,6 +129,7 @@ def test_memory_counts_the_tensors_and_the_file(name: str, tmp_path: Path) -> No
     for key, layer in layers.items():
         tensors |= {f"{key}.{k}": v.contiguous() for k, v in layer.state_dict().items()}
         trained += sum(p.numel() for p in layer.parameters())
+        trained += sum(t.numel() for s in layer.tables if s.fused for t in s.trained())
         fixed += sum(s.weight.size(1) for s in layer.tables if s.padding >= 0)
     report = layers["main"].memory() + layers["first_order"].memory()
     assert report.trainable_params == trained - fixed
@@ -147,8 +148,8 @@ def test_a_budget_is_never_exceeded_and_well_used(name: str) -> None:
     limit = budget_bytes(config(name).budget, FIELDS, {"main": 16, "first_order": 1})
     used = sum(layer.finalise().memory().stored_bytes for layer in layers.values())
     assert used <= limit
-    if not name.startswith(("mixed_dim", "low_rank", "product_quant")):  # large steps
-        assert used > 0.85 * limit
+    if name.startswith(("hash-", "double_hash", "frequency", "unified", "robe")):
+        assert used > limit - 2 * 4 * 17  # no room for two rows of all layers
 
 
 @pytest.mark.parametrize("method", EMBEDDINGS)
@@ -167,7 +168,7 @@ def test_finalise_keeps_outputs_and_bytes(name: str) -> None:
     for layer in layers.values():
         final = layer.finalise()
         assert torch.equal(final(batch), layer(batch))
-        if name.startswith("product_quant"):  # training holds the full table
+        if name.startswith(("product_quant", "hashed_mlp")):  # training holds more
             assert final.memory().stored_bytes < layer.memory().stored_bytes
         else:
             assert final.memory().stored_bytes == layer.memory().stored_bytes

@@ -61,6 +61,9 @@ def test_more_than_the_catalogue_gives_the_catalogue(bundle: Path, everything: P
     assert sorted(row) == sorted(set(vocabulary(80).to_pylist()) - {"item 3", "item 4"})
     (row,) = TopK(everything, k=1000).recommend([{"history": [7]}]).items.to_pylist()
     assert sorted(row) == vocabulary(80, "int").to_pylist()
+    # 10^12 places a row would be more than any memory
+    assert TopK(everything, k=10**12).recommend([{"history": [7]}]).items.to_pylist() == [row]
+    assert TopK(everything).recommend([{"history": [7]}], k=10**12).items.to_pylist() == [row]
 
 
 def test_a_list_is_the_start_of_a_longer_one_and_batches_change_nothing(bundle: Path) -> None:

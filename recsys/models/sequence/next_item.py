@@ -42,6 +42,14 @@ class NextItemConfig(FrozenConfig):
                     else "needs negatives, for example negatives: 256"
                 )
             )
+        fields = NextItemConfig.model_fields
+        if self.negatives is None and self.negatives_per != fields["negatives_per"].default:
+            raise ValueError(f"loss {self.loss} has no negatives; remove negatives_per")
+        if self.loss != "gbce" and self.calibration != fields["calibration"].default:
+            raise ValueError(
+                f"calibration {self.calibration} is gBCE's; remove it or set loss: gbce, not "
+                f"{self.loss}"
+            )
         return self
 
 
@@ -94,7 +102,7 @@ def scores(
         vectors = model.embedding.vectors(drawn, 0)  # (N, K, D)
         negative = torch.matmul(vectors, states.unsqueeze(2)).squeeze(2)  # (N, K)
     else:
-        counts = torch.bincount(row)
+        counts = torch.bincount(row, minlength=1)  # one part at least, of no rows if there are none
         own = torch.randint(
             model.specials, model.num_ids, (counts.size(0), config.negatives), device=target.device
         )

@@ -140,6 +140,16 @@ def test_a_batch_without_anything_to_learn_costs_nothing(name: str) -> None:
         loss.backward()
 
 
+@pytest.mark.parametrize("per", ["position", "row"])
+@pytest.mark.parametrize("loss", ["sampled_softmax", "bce", "gbce"])
+def test_a_batch_without_anything_to_learn_has_no_negatives_either(loss: str, per: str) -> None:
+    model, _ = model_of(SASRecConfig(loss=loss, negatives=3, negatives_per=per))
+    batch = histories([[3, 1], [1]])  # an unseen item after a known one
+    found = model.loss(batch, target(batch))
+    assert found.item() == 0
+    found.backward()
+
+
 def test_hidden_items_see_both_sides() -> None:
     model, _ = model_of(BERT4RecConfig(heads=2, hidden_units=16))
     model.eval()
