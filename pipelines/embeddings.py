@@ -50,7 +50,8 @@ def run(
     solution, trainable_params, stored_bytes, training_bytes, lookups_per_row, collisions}]}``.
     ``collisions``: per feature the share of its training lookups whose id has all of its rows in
     common with another id, counted, not estimated; features with open ids are left out. Keys of
-    ``config.embedding`` hold for its own method; others have their defaults.
+    ``config.embedding`` hold for its own method; others have their defaults, but for its
+    ``embedding_dim`` and ``init_std``.
 
     Errors: `InputError` for an unknown method or budgets that are none.
     """
@@ -119,15 +120,16 @@ def spec_settings(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def table_config(config: AnyRunConfig, spec: str, budget: str | float) -> TableConfig:
-    """The config of a method under ``budget``: the run's own keys if it is its method, and those
-    of ``spec``, such as ``robe:hashes=2``.
+    """The config of a method under ``budget``: the run's own keys if it is its method, else its
+    ``embedding_dim`` and ``init_std`` alone, and those of ``spec``, such as ``robe:hashes=2``.
 
     Errors: `InputError` if the method has no such setting.
     """
     method, own = method_of(spec), config.embedding.model_dump(exclude_unset=True)
     keys = own if own["method"] == method else {"method": method}
     keys = {key: value for key, value in keys.items() if key not in SIZES}
-    keys |= spec_settings(spec)[1]
+    shared = {"init_std": config.embedding.init_std}  # one start for all, or they do not compare
+    keys |= shared | spec_settings(spec)[1]
     keys |= {"embedding_dim": config.embedding.embedding_dim, "budget": budget}
     try:
         return EMBEDDINGS[method].Config.model_validate(keys)

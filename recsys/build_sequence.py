@@ -15,7 +15,7 @@ from recsys.embeddings import EmbeddingLayer, build_embeddings
 from recsys.features import FeatureEncoder, Features
 from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.sequence_config import SequenceRunConfig
-from recsys.types import MemoryReport
+from recsys.types import InputError, MemoryReport
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,19 @@ class SequenceAssembly:
 def build_sequence(config: SequenceRunConfig, features: Features) -> SequenceAssembly:
     """Builds all modules from ``config.seed``: same config and features, same weights.
 
-    Errors: `InputError` for a budget that the table method cannot serve.
+    Errors: `InputError` for a budget that the table method cannot serve, or serves with vectors
+    whose width the model's heads do not divide.
     """
     torch.manual_seed(config.seed)
     (field,) = features.fields
     kind = SEQUENCE_MODELS[config.model.name]
     dims = kind.tables(config.model, config.embedding.embedding_dim)
     _, layers = build_embeddings(config.embedding, [field], dims, train=config.train)
+    width, heads = layers["item"].dim, getattr(config.model, "heads", 1)
+    if width % heads:  # a budget may have narrowed them
+        raise InputError(
+            f"model.heads {heads} must divide the width of item vectors, which embedding.budget "
+            f"makes {width}; give another of the two"
+        )
     model = kind(config.model, field, layers, specials=special_ids(features))
     return SequenceAssembly(features.encoder(), model)

@@ -87,6 +87,12 @@ class SequenceRunConfig(Run):
         if self.train.monitor not in known:
             hint = did_you_mean(self.train.monitor, known)
             raise ValueError(f"train.monitor {self.train.monitor!r} is not measured here{hint}")
+        if self.train.embedding_l2.mode == "batch_aware" and self.train.embedding_l2.value > 0:
+            raise ValueError(
+                "train.embedding_l2.mode batch_aware weighs rows by how often training looks them "
+                "up, but the loss of a sequence model touches items that are not in the batch; "
+                "use mode touched_rows or all_rows"
+            )
         check_history(self.features, self.model.name)
         ((name, feature),) = self.features.items()
         assert isinstance(feature, SequenceFeature), feature

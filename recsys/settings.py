@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from recsys.types import FrozenConfig
 
@@ -114,6 +115,15 @@ class TrainConfig(FrozenConfig):
     def table_learning_rate(self) -> float:
         """The learning rate of embedding tables: their own, or the network's."""
         return self.embedding_learning_rate or self.learning_rate
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, value: str) -> str:
+        try:
+            torch.device(value)
+        except RuntimeError as error:
+            raise ValueError(f"{value!r} is no device; write cpu, cuda or cuda:1") from error
+        return value
 
     @model_validator(mode="after")
     def _can_work(self) -> TrainConfig:

@@ -56,7 +56,12 @@ def score(
     Raises `InputError` for a bundle, source, column or path that cannot work, before anything is
     computed.
     """
-    scorer = bundle if isinstance(bundle, (Scorer, TopK)) else open_scorer(bundle, k=k)
+    if isinstance(bundle, (Scorer, TopK)):
+        if k is not None:
+            raise InputError(f"k {k}: the bundle is open already; give k where it is opened")
+        scorer: Scorer | TopK = bundle
+    else:
+        scorer = open_scorer(bundle, k=k)
     started = time.perf_counter()
     rows_in = (
         open_source(source, allow_empty=True)

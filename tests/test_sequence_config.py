@@ -80,6 +80,11 @@ def test_the_column_may_be_named_otherwise() -> None:
             "features.item is categorical, but model sasrec reads a sequence",
         ),
         ({"features": {"tags": {"type": "bag"}}}, "features.tags is bag, but"),
+        ({"train": {"device": "gpu"}}, "train.device: 'gpu' is no device"),
+        (
+            {"train": {"embedding_l2": {"value": 0.1, "mode": "batch_aware"}}},
+            "train.embedding_l2.mode batch_aware weighs rows by how often",
+        ),
         (
             {"features": {"history": {**SEQUENCE, "encoding": "hash", "buckets": 100}}},
             "features.history.encoding hash: hashed ids do not name items",

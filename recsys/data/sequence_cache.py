@@ -117,11 +117,21 @@ def _encoded(source: Source, features: Features, judged: bool) -> Iterator[Seque
         ids, codes = unique_ids(values, column)
         return encode(torch.from_numpy(np.array(ids))).numpy().astype(_INT32)[codes]
 
-    done = 0
+    done = first = 0
     for rows in source.batches(columns, BATCH_ROWS, dictionary=columns):
         lists = rows.column(wanted.column)
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(_INT64)
         values = encoded(pc.list_flatten(lists), wanted.column)
-        targets = encoded(rows.column(TARGET), TARGET) if judged else np.empty(0, _INT32)
+        targets = np.empty(0, _INT32)
+        if judged:
+            _refuse_null(rows.column(TARGET), source, first)
+            targets = encoded(rows.column(TARGET), TARGET)
         yield Sequences(values, done + np.cumsum(lengths), targets)
-        done += len(values)
+        done, first = done + len(values), first + rows.num_rows
+
+
+def _refuse_null(targets: pa.Array, source: Source, first: int) -> None:
+    """Nothing can be told of a row that does not say what came next; a miss would be a lie."""
+    if targets.null_count:
+        row = int(np.flatnonzero(targets.is_null().to_numpy(zero_copy_only=False))[0])
+        raise InputError(f"{source.place(first + row)}: {TARGET} is null; drop such rows")

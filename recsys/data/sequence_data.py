@@ -62,7 +62,8 @@ def sequence_data(
     ``windows``: training rows, the windows of each sequence; ``None``: one row a sequence, judged
     by its ``target``. The cache does not depend on the windows; it is keyed by the data and the
     features, complete or not there, and reused. Errors: `InputError` for columns that are missing
-    or of another type than in training, for no window at all, and for a full disk.
+    or of another type than in training, for a null target, for no window at all, and for a full
+    disk.
     """
     key = _digest(FORMAT, source.fingerprint, features.fingerprint, windows is None)
     folder = Path(cache_dir) / f"{key[:32]}.sequences"

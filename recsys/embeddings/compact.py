@@ -166,6 +166,8 @@ class CsrStore(CompactStore):
 
 RANGE_BYTES = 4 + 8 + 1
 """Of one range of a `PrefixStore` no wider than 256."""
+LARGEST_START = 2**31 - 1
+"""Of a row in the values of a `CsrStore`."""
 
 
 def compact(weight: Tensor) -> Store:
@@ -182,6 +184,8 @@ def compact(weight: Tensor) -> Store:
         "prefix": FLOAT_BYTES * max(1, held) + (RANGE_BYTES - 1 + index) * len(starts),
         "csr": (FLOAT_BYTES + index) * max(1, nonzero) + 4 * (rows + 1),
     }
+    if nonzero > LARGEST_START:
+        del sizes["csr"]
     best = min(sizes, key=sizes.__getitem__)  # the first of equals: the simplest
     if best == "plain":
         return TorchStore(weight=weight, sparse=False)

@@ -64,7 +64,8 @@ class Full(TableMethod):
         slots = sum(len(self.slots(f)) for f in range(len(self.fields)))
         column = FLOAT_BYTES * (self._rows + numeric_words(self.fields))
         narrow = sum(self.dims.values()) - self.config.embedding_dim * len(wide)
-        spent = fixed_bytes((), {}, slots=slots) + column * narrow
+        index = fixed_bytes(self.fields, dict.fromkeys(self.dims, 0), slots=slots)
+        spent = index + column * narrow
         width = (budget - spent) // (column * max(1, len(wide)))
         if width < 1:
             raise refuse(budget, spent + column * len(wide), "embedding.method full")

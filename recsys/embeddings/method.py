@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
@@ -93,7 +94,8 @@ class TableMethod(ABC):
         orders = sum(
             len(self.slots(f)) for f, field in enumerate(self.fields) if field.kind == "categorical"
         )
-        modules = [self.row_map(), *(self.combine(dim) for dim in self.dims.values())]
+        with torch.device("meta"):  # sizes alone: no memory, and nothing drawn
+            modules = [self.row_map(), *(self.combine(dim) for dim in self.dims.values())]
         buffers = [buffer for module in modules for buffer in module.buffers()]
         index = sum(buffer.numel() * buffer.element_size() for buffer in buffers)
         return fixed_bytes(self.fields, self.dims) + index + INDEX_BYTES * orders * len(self.dims)

@@ -25,7 +25,6 @@ from recsys.embeddings.budget import (
     FLOAT_BYTES,
     budget_bytes,
     dense_ids,
-    fixed_bytes,
     owner_name,
     owners,
     refuse,
@@ -137,11 +136,10 @@ class ProductQuant(TableMethod):
         return total
 
     def stored_bytes(self) -> int:
-        """Bytes that are served: of all layers, with room for index structures."""
+        """Bytes that are served: of all layers, index structures included."""
         exact = FLOAT_BYTES * sum(self.dims.values()) * sum(self._rows[n] for n in self._exact)
         coded = sum(self._bytes(self._rows[name]) for name in self.quantised)
-        slots = sum(len(self.slots(f)) for f in range(len(self.fields)))
-        return exact + coded + fixed_bytes(self.fields, self.dims, slots=slots)
+        return exact + coded + self.fixed_bytes()
 
     def _solve(self, candidates: Sequence[tuple[int, int]], budget: int) -> tuple[int, int]:
         costs = {}

@@ -69,19 +69,23 @@ class ProjectRows(nn.Module):
         self.singles: int = singles
         joint = [place for field in places[:singles] for place in field]
         groups = [joint, *places]
-        # blocks of the slots of each group and table, packed into one buffer
+        # blocks of the slots of each group and projected table, packed into one buffer
         packed: List[int] = []
         self.starts: List[List[int]] = []
+        self.indexed: List[List[int]] = []
         self.counts: List[List[int]] = []
         for group in groups:
             starts: List[int] = []
+            indexed: List[int] = []
             counts: List[int] = []
-            for k in range(len(widths)):
+            for k, width in enumerate(widths):
                 here = [block for table, block in group if table == k]
-                starts.append(len(packed))
                 counts.append(len(here))
-                packed += here
+                starts.append(len(packed))
+                packed += here if width < dim else []
+                indexed.append(len(packed) - starts[-1])
             self.starts.append(starts)
+            self.indexed.append(indexed)
             self.counts.append(counts)
         self.register_buffer("blocks", torch.tensor(packed, dtype=torch.int64), persistent=False)
         # where, among the joint rows of each table, the slots of each categorical field lie
@@ -113,9 +117,8 @@ class ProjectRows(nn.Module):
     def forward(self, vectors: List[Tensor], f: int) -> Tensor:
         wide: List[Tensor] = []
         for k, projection in enumerate(self.projections):
-            count = self.counts[f + 1][k]
-            if count > 0:
-                blocks = self.blocks.narrow(0, self.starts[f + 1][k], count)
+            if self.counts[f + 1][k] > 0:
+                blocks = self.blocks.narrow(0, self.starts[f + 1][k], self.indexed[f + 1][k])
                 wide.append(projection(vectors[k], blocks))  # (..., n_k, D)
             else:
                 wide.append(vectors[k])

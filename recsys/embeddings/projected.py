@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recsys.embeddings.budget import FLOAT_BYTES, fixed_bytes, owner_name, owners
+from recsys.embeddings.budget import FLOAT_BYTES, owner_name, owners
 from recsys.embeddings.id_map import RangeRows
 from recsys.embeddings.method import TableConfig, TableMethod, TableSpec
 from recsys.embeddings.project import ProjectRows
@@ -74,13 +74,12 @@ class ProjectedBlocks(TableMethod):
         return width * (rows + self._dim) < self._dim * rows
 
     def stored_bytes(self) -> int:
-        """Bytes of all layers: tables, projections, numeric vectors, room for index structures."""
+        """Bytes of all layers: tables, projections, numeric vectors, index structures."""
         words = sum(spec.rows * spec.width for d in self.dims.values() for spec in self.tables(d))
         for dim in self.dims.values():
             scaled = [self._scaled(width, dim) for width in self.widths]
             words += sum(width * dim for width in scaled if width < dim)
-        slots = sum(len(self.slots(f)) for f in range(len(self.fields)))
-        return FLOAT_BYTES * words + fixed_bytes(self.fields, self.dims, slots=slots)
+        return FLOAT_BYTES * words + self.fixed_bytes()
 
     def _scaled(self, width: int, dim: int) -> int:
         """Width of a table in a layer of width ``dim``: the same share of it, at least 1."""

@@ -171,6 +171,8 @@ class SequenceEncoder(nn.Module):
         ``counts[b]`` of them in sequence b. A causal encoder gives all, or the last of each. Tokens
         behind the last sequence are none: nothing reads them, and picked ones give anything."""
         everything = torch.equal(counts, lengths)
+        if self.causal and not everything:
+            assert int(counts.max()) <= 1, "a causal encoder gives all tokens, or the last of each"
         for i, block in enumerate(self.blocks):
             if i + 1 < len(self.blocks):
                 x = block(x, picked, lengths, lengths, True)

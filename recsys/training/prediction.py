@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from recsys.training.metrics import evaluate
-from recsys.types import Batch, Metrics, Target
+from recsys.types import Batch, InputError, Metrics, Target
 
 
 class Rows(Protocol):
@@ -54,6 +54,14 @@ class Predictions:
         """All metrics; GAUC only if the log has groups."""
         groups = self.groups if self.groups.any() else None
         return evaluate(self.labels, self.scores, groups=groups, weights=self.weights)
+
+
+def open_device(name: str) -> torch.device:
+    """The device of ``train.device``. Errors: `InputError` for a GPU that is not there."""
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"train.device {name}: torch sees no GPU here; set train.device to cpu")
+    return device
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

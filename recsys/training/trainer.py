@@ -25,7 +25,7 @@ from recsys.training.checkpoint import (
 from recsys.training.optimizers import build_optimizers
 from recsys.training.phase import Phase
 from recsys.training.position import Position, TrainResult
-from recsys.training.prediction import Predictions, Rows, predict, to_device
+from recsys.training.prediction import Predictions, Rows, open_device, predict, to_device
 from recsys.training.progress import Bar, Reporter, SilentReporter
 from recsys.training.schedule import Schedule
 from recsys.training.stopping import Interrupted, StopRequest
@@ -65,7 +65,7 @@ class Trainer:
     ) -> None:
         self.model = model
         self.config = config
-        self.device = torch.device(config.device)
+        self.device = open_device(config.device)
         self.seed = seed
         self._fingerprint = fingerprint
         self._out = out

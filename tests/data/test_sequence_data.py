@@ -143,7 +143,7 @@ def test_windows_that_skip_items_are_no_windows(length: int, stride: int, least:
 def test_unseen_items_and_whole_histories(tmp_path: Path) -> None:
     _, features, code = prepared(tmp_path, [[5, 6, 7, 5, 8, 9, 5], [6]])
     lists = [[5, 77, 9], list(range(5, 10)) * 3, [], None, [6, None]]
-    valid = source_of(tmp_path / "valid.parquet", lists, [77, 8, 5, 6, None])
+    valid = source_of(tmp_path / "valid.parquet", lists, [77, 8, 5, 6, 9])
     found = read(sequence_data(valid, features, tmp_path, windows=None))
     assert [row[0] for row in found] == [
         [code[5], 1, code[9]],
@@ -152,7 +152,7 @@ def test_unseen_items_and_whole_histories(tmp_path: Path) -> None:
         [],
         [code[6], 0],
     ]
-    assert [row[1] for row in found] == [1, code[8], code[5], code[6], 0]
+    assert [row[1] for row in found] == [1, code[8], code[5], code[6], code[9]]
     assert [row[2] for row in found] == [0, 1, 2, 3, 4]
 
 
@@ -260,6 +260,10 @@ def test_clear_refusals(tmp_path: Path) -> None:
     pq.write_table(texts, tmp_path / "texts.parquet")
     with pytest.raises(InputError, match=r"column 'seen' is list.*trained on list of int"):
         sequence_data(open_source(tmp_path / "texts.parquet"), features, tmp_path, windows=None)
+    lists = [[1]] * 9
+    unknown = source_of(tmp_path / "unknown.parquet", lists, [2, 2, 2, 2, 2, 2, 2, None, 2])
+    with pytest.raises(InputError, match=r"unknown\.parquet, row group 1, row 2 .*: target is"):
+        sequence_data(unknown, features, tmp_path, windows=None)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write the encoded sequences"):
         sequence_data(source, features, tmp_path / "file", windows=WHOLE)

@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import criteo
 import torch
 from embedding_cases import build, config
 from torch.nn import functional as F
 
 from recsys.embeddings import EMBEDDINGS
 from recsys.embeddings.computed import ComputedFields
+from recsys.training.metrics import auc
 from recsys.types import Batch, FieldSpec
-
-CRITEO = (
-    *(1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194),
-    *(27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572),
-)
 
 fields = tuple(FieldSpec(name, "categorical", num_ids=400) for name in "ab")
 
 
 def plan(method: str, budget: float) -> ComputedFields:
     """The plan for the Criteo fields, one layer of width 16."""
-    specs = [FieldSpec(f"C{i + 1}", "categorical", num_ids=n) for i, n in enumerate(CRITEO)]
     made = config({"method": method, "embedding_dim": 16, "budget": budget})
-    solved = EMBEDDINGS[method](made, specs, {"main": 16})
+    solved = EMBEDDINGS[method](made, criteo.FIELDS, {"main": criteo.WIDTH})
     assert isinstance(solved, ComputedFields)
     return solved
 
@@ -55,7 +51,4 @@ def learned_auc(tree: dict[str, Any], over: Sequence[FieldSpec], steps: int = 25
     batch, label = draw(20_000)
     with torch.no_grad():
         score = head(layer(batch).flatten(1)).squeeze(1)
-    rank = score.argsort().argsort().double() + 1
-    ones = int(label.sum())
-    area = float(rank[label > 0].sum()) - ones * (ones + 1) / 2
-    return area / (ones * (len(label) - ones))
+    return auc(label.numpy(), score.numpy())

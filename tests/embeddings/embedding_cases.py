@@ -80,6 +80,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+def same(a: torch.Tensor, b: torch.Tensor, name: str) -> None:
+    """Equal to the bit, or, where products of matrices make vectors, but for their rounding, which
+    depends on how many there are."""
+    tolerance = 1e-5 if name.startswith(("tensor_train", "hashed_mlp")) else 0.0
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * 1e-4)
+
+
 def config(name_or_tree: str | dict[str, Any]) -> Any:
     tree = CONFIGS[name_or_tree] if isinstance(name_or_tree, str) else name_or_tree
     return TypeAdapter(EmbeddingConfig).validate_python(tree)

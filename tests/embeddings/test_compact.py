@@ -85,6 +85,14 @@ def test_bytes_of_compressed_rows() -> None:
     assert store.memory(TrainConfig(), fetched=1).stored_bytes == 5 * nonzero + 4 * 41
 
 
+def test_rows_beyond_int32_are_not_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts of rows are int32, and would wrap silently."""
+    assert isinstance(compact(scattered()), CsrStore)
+    nonzero = int((scattered() != 0).sum())
+    monkeypatch.setattr("recsys.embeddings.compact.LARGEST_START", nonzero - 1)
+    assert not isinstance(compact(scattered()), CsrStore)
+
+
 def test_bytes_and_values_of_prefixes() -> None:
     """Four bytes a float of a range, and its start, base (8 bytes) and width."""
     store = compact(prefixes())

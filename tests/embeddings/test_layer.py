@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from embedding_cases import CONFIGS, build, encoded
+from embedding_cases import CONFIGS, build, encoded, same
 
 from recsys.types import Batch, FieldSpec
 
@@ -64,7 +64,7 @@ def test_padding_is_harmless(name: str) -> None:
     other = encoded(6)._replace(lengths=batch.lengths)
     other.lists[0][:, 2:] = 1999
     other.lists[1][:, 1:] = 0
-    assert torch.equal(layers["main"](id_map(batch)), layers["main"](id_map(other)))
+    same(layers["main"](id_map(batch)), layers["main"](id_map(other)), name)
 
 
 def test_sum_and_mean_pooling() -> None:

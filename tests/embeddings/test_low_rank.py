@@ -25,8 +25,9 @@ def test_sizes_by_hand() -> None:
     assert solved.widths == [6, 6, 6]
     assert plan(rank=7).widths == [16, 7, 7]
     words = 7 * (200 + 3000) + 2 * 7 * 16 + 160 + 3210  # tables, projections, exact, first order
-    assert plan(rank=7).stored_bytes() == 4 * words + 64 * 3
     _, layers = build({"method": "low_rank", "rank": 7}, FIELDS, DIMS)
+    stored = sum(layer.memory().stored_bytes for layer in layers.values())
+    assert 4 * words < plan(rank=7).stored_bytes() == stored
     trained = sum(layer.memory().trainable_params for layer in layers.values())
     assert trained == words
     assert plan().rank == 8

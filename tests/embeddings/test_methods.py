@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedding_cases import CONFIGS, FIELDS, build, config, encoded
+from embedding_cases import CONFIGS, FIELDS, build, config, encoded, same
 from safetensors.torch import save_file
 
 from recsys.embeddings import EMBEDDINGS
@@ -38,7 +38,7 @@ def test_shapes_and_script_equality(name: str, rows: int) -> None:
         saved = io.BytesIO()
         torch.jit.save(torch.jit.script(layer), saved)
         saved.seek(0)
-        assert torch.equal(torch.jit.load(saved)(scripted), out)
+        same(torch.jit.load(saved)(scripted), out, name)
 
 
 @every_config
@@ -138,7 +138,8 @@ def test_memory_counts_the_tensors_and_the_file(name: str, tmp_path: Path) -> No
     assert report.stored_bytes == sum(unique.values())
     floats = sum(t.numel() * t.element_size() for t in tensors.values())
     save_file(tensors, tmp_path / "layer.safetensors")
-    assert (tmp_path / "layer.safetensors").stat().st_size == pytest.approx(floats, abs=4096)
+    names = 200 * (len(tensors) + 1)  # the header of the file
+    assert floats < (tmp_path / "layer.safetensors").stat().st_size < floats + names
     assert report.training_bytes > 2 * floats
 
 

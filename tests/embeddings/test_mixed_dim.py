@@ -245,7 +245,7 @@ def test_a_budget_over_popularity_blocks() -> None:
         shapes = [(spec.rows, spec.width) for spec in solved.tables(64)]
         words = sum(rows * width for rows, width in shapes)
         words += sum(width * 64 for _, width in shapes if width < 64)
-        assert solved.stored_bytes() == 4 * words + 64 * 3
+        assert 4 * words < solved.stored_bytes() <= 4 * words + 64 * 3
 
 
 def test_rank_of_popularity_blocks() -> None:

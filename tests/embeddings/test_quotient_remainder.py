@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import criteo
 import numpy as np
 import pytest
 import torch
@@ -17,10 +18,6 @@ from recsys.settings import TrainConfig
 from recsys.training.optimizers import build_optimizers
 from recsys.types import Batch, FieldSpec, InputError
 
-# fmt: off
-CRITEO = (1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27,
-          14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572)
-# fmt: on
 OPERATIONS = ("product", "add", "concat")
 METHOD = {"method": "quotient_remainder"}
 
@@ -44,23 +41,23 @@ def test_golden_size(operation: str) -> None:
 
 @pytest.mark.parametrize(("share", "m"), [(0.5, 3), (0.1, 11), (0.01, 101)])
 def test_golden_radices_of_criteo(share: float, m: int) -> None:
-    assert sum(CRITEO) == 33_762_577
-    solved = QuotientRemainder(config({**METHOD, "budget": share}), fields(*CRITEO), {"main": 16})
+    assert sum(criteo.SIZES) == 33_762_577
+    solved = QuotientRemainder(config({**METHOD, "budget": share}), criteo.FIELDS, {"main": 16})
     assert solved.m == m
-    rows = sum(min(n, -(-n // m) + m) for n in CRITEO)
+    rows = sum(min(n, -(-n // m) + m) for n in criteo.SIZES)
     assert solved.solution() == {"m": m, "rows": rows}
     assert [spec.rows for spec in solved.tables(16)] == [rows]
-    fewer = sum(min(n, -(-n // (m - 1)) + m - 1) for n in CRITEO)
-    assert rows <= share * sum(CRITEO) < fewer
+    fewer = sum(min(n, -(-n // (m - 1)) + m - 1) for n in criteo.SIZES)
+    assert rows <= share * sum(criteo.SIZES) < fewer
 
 
 def test_golden_floor_of_criteo() -> None:
     with pytest.raises(InputError, match=r"quotient_remainder needs at least 3\.00MB"):
         # 1.38e-3 of 2.16 GB, reached at m = 1557
-        QuotientRemainder(config({**METHOD, "budget": 0.001}), fields(*CRITEO), {"main": 16})
-    rows = sum(min(n, -(-n // 1557) + 1557) for n in CRITEO)
-    assert rows / sum(CRITEO) == pytest.approx(1.38e-3, abs=5e-6)
-    solved = QuotientRemainder(config({**METHOD, "budget": "3.00MB"}), fields(*CRITEO), {"m": 16})
+        QuotientRemainder(config({**METHOD, "budget": 0.001}), criteo.FIELDS, {"main": 16})
+    rows = sum(min(n, -(-n // 1557) + 1557) for n in criteo.SIZES)
+    assert rows / sum(criteo.SIZES) == pytest.approx(1.38e-3, abs=5e-6)
+    solved = QuotientRemainder(config({**METHOD, "budget": "3.00MB"}), criteo.FIELDS, {"m": 16})
     assert solved.solution()["rows"] >= rows
     assert solved.m <= 1557
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import criteo
 import numpy as np
 import pytest
 import torch
-from computed_cases import CRITEO, fields, learned_auc, plan
+from computed_cases import fields, learned_auc, plan
 from embedding_cases import DIMS, FIELDS, build, config, encoded
 from pydantic import ValidationError
 
@@ -44,7 +45,7 @@ def test_factors() -> None:
     assert split_width(7) == (1, 1, 7)
     assert split_width(1) == (1, 1, 1)
     assert split_width(64) == (4, 4, 4)
-    for n in (1, 2, 7, 8, 9, 26, 27, 28, 999, 1000, 1001, *CRITEO):
+    for n in (1, 2, 7, 8, 9, 26, 27, 28, 999, 1000, 1001, *criteo.SIZES):
         n1, n2, n3 = split_rows(n)
         assert n1 * n2 * n3 >= n
         assert (n1 - 1) ** 3 < n <= n1**3

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from recsys.embeddings.budget import budget_bytes
 from recsys.features.hashing import salt, splitmix64_np
+from recsys.training.metrics import auc
 from recsys.types import Batch, FieldSpec, InputError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "unified_rows_v1.json"
@@ -81,13 +82,6 @@ def test_two_lookups_tell_ids_apart() -> None:
     assert len(torch.unique(two.field_rows(0, ids), dim=0)) >= 0.998 * len(ids)
 
 
-def _auc(score: torch.Tensor, label: torch.Tensor) -> float:
-    rank = score.argsort().argsort().double() + 1
-    ones = int(label.sum())
-    area = float(rank[label > 0].sum()) - ones * (ones + 1) / 2
-    return area / (ones * (len(label) - ones))
-
-
 def _learned_auc(tree: dict[str, Any], seed: int, *, copied_salts: bool = False) -> float:
     """Two fields of 400 ids, independent effects, a linear reader per field.
 
@@ -117,7 +111,7 @@ def _learned_auc(tree: dict[str, Any], seed: int, *, copied_salts: bool = False)
         optimizer.step()
     rows, label = draw(20_000)
     with torch.no_grad():
-        return _auc(head(layer(batch(rows)).flatten(1)).squeeze(1), label)
+        return auc(label.numpy(), head(layer(batch(rows)).flatten(1)).squeeze(1).numpy())
 
 
 @pytest.mark.parametrize("params", [3200, 1280])

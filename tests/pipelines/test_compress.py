@@ -60,6 +60,16 @@ def test_every_method_meets_a_budget_or_names_its_floor(folder: Path, tmp_path: 
     assert half["hash"]["collisions"]["big_2"] > 0.3 > half["unified"]["collisions"]["big_2"]
 
 
+def test_all_methods_start_alike(folder: Path) -> None:
+    own = {"method": "hash", "embedding_dim": 8, "init_std": 0.02, "exact_below": 16}
+    run = config(folder, embedding=own)
+    for method in EMBEDDINGS:
+        table = embeddings.table_config(run, method, 0.5)
+        assert (table.init_std, table.embedding_dim, table.budget) == (0.02, 8, 0.5)
+    assert embeddings.table_config(run, "hash", 0.5).exact_below == 16  # type: ignore[attr-defined]
+    assert embeddings.table_config(run, "robe:init_std=0.3", 0.5).init_std == 0.3
+
+
 def test_collisions_are_counted(folder: Path, tmp_path: Path) -> None:
     """Against the definition, for one feature of a hash table."""
     run = config(folder)

@@ -21,6 +21,7 @@ from recsys.config import SequenceRunConfig, parse_config
 from recsys.training.checkpoint import load_checkpoint
 from recsys.training.progress import SilentReporter
 from recsys.training.trainer import Interrupted, Trainer
+from recsys.types import InputError
 from serving.topk import TopK
 
 ITEMS = 12
@@ -185,6 +186,15 @@ def test_what_is_for_models_of_clicks_says_so_in_one_line(
     assert code == 2
     assert message in err.strip().splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_a_budget_that_the_heads_cannot_share_is_refused(folder: Path, tmp_path: Path) -> None:
+    embedding = {"method": "full", "embedding_dim": 16, "budget": 0.6}
+    model = {"name": "sasrec", "heads": 2}
+    config = parse_config(tree(folder, embedding=embedding, model=model))
+    assert isinstance(config, SequenceRunConfig)
+    with pytest.raises(InputError, match=r"model\.heads 2 must divide .* makes 9; give another"):
+        prepare_sequences(config, root=".", cache=tmp_path, reporter=SilentReporter())
 
 
 def test_a_benchmark_of_rankings_has_their_columns(folder: Path, recsys: Recsys) -> None:

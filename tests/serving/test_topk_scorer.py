@@ -125,3 +125,9 @@ def test_command_line(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     pq.write_table(pa.table({"history": [["a"]], "items": [1]}), tmp_path / "in.parquet")
     assert main([*words, "--keep", "items"]) == 2
     assert "--keep items: the output adds a column" in capsys.readouterr().err
+
+
+def test_k_of_an_open_bundle_is_its_own(bundle: Path, tmp_path: Path) -> None:
+    pq.write_table(histories(9, 80), tmp_path / "in.parquet")
+    with pytest.raises(InputError, match="k 3: the bundle is open already"):
+        score(TopK(bundle, k=2), tmp_path / "in.parquet", tmp_path / "out.parquet", k=3)

@@ -247,3 +247,9 @@ def test_lower_is_better_for_logloss() -> None:
     assert schedule.judge(0, {"logloss": 0.5})
     assert schedule.judge(1, {"logloss": 0.4})
     assert not schedule.judge(2, {"logloss": 0.45})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match="torch sees no GPU here"):
+        Trainer(model=Net(), config=TrainConfig(device="cuda"), seed=0)

@@ -99,6 +99,9 @@ class SASRec(TransformerModel):
     def loss(self, batch: Batch, target: Target) -> Tensor:
         """Mean loss of predicting each item of the windows from those before it."""
         learned, row, wanted = pairs(batch, self.specials)
-        lengths = (batch.lengths[:, 0] - 1).clamp_min(0)
-        states = self.states(batch.lists[0][:, :-1], lengths, None, learned)  # (N, D)
-        return next_item_loss(self.config, self, states, row, wanted)
+        ids, lengths = batch.lists[0][:, :-1], (batch.lengths[:, 0] - 1).clamp_min(0)
+        inside = torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(1)  # (B, L - 1)
+        # Packed causal attention gives the states of all tokens, or it would see the future.
+        states = self.states(ids, lengths, None, inside)
+        chosen = learned[inside].nonzero().squeeze(1)  # (N,)
+        return next_item_loss(self.config, self, states.index_select(0, chosen), row, wanted)

@@ -220,6 +220,23 @@ def test_no_state_sees_the_future(config: SASRecConfig | GRU4RecConfig) -> None:
             torch.testing.assert_close(model(histories([row[: t + 1]]))[0], a[t])
 
 
+@pytest.mark.parametrize("config", [SASRecConfig(dropout=0), GRU4RecConfig(dropout=0)])
+def test_what_comes_next_stays_hidden_where_unseen_items_are_not_learned(
+    config: SASRecConfig | GRU4RecConfig,
+) -> None:
+    """Id 1 is read but not predicted: after it, at the end, it must change nothing before it."""
+    model, _ = model_of(config)
+
+    def loss(rows: list[list[int]]) -> float:
+        batch = histories(rows)
+        return model.loss(batch, target(batch)).item()
+
+    assert loss([[3, 4, 5, 1]]) == pytest.approx(loss([[3, 4, 5]]), rel=1e-5)
+    # 5 -> 6 -> 7 in both; 3 -> 4 beside it, and the mean is of three pairs
+    alone, three = loss([[3, 4]]), loss([[5, 6, 7], [3, 4, 1]])
+    assert three == pytest.approx((2 * loss([[5, 6, 7]]) + alone) / 3, rel=1e-5)
+
+
 def cyclic(rows: int, longest: int, generator: torch.Generator) -> tuple[Batch, torch.Tensor]:
     """Item k + 1 follows item k; the batch and the next items."""
     lengths = torch.randint(3, longest + 1, (rows, 1), generator=generator)
