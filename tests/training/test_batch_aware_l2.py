@@ -134,7 +134,16 @@ def test_frequencies_sum_over_ids_that_share_a_row() -> None:
     assert row_frequencies(layer_of(TrainConfig()))[0].tolist() == COUNTS.tolist()
 
 
-@pytest.mark.parametrize("method", EMBEDDINGS)
+INTEGERS = ("int8", "int16", "alpt")
+
+
+@pytest.mark.parametrize("method", INTEGERS)
+def test_tables_of_integers_have_none(method: str) -> None:
+    with pytest.raises(InputError, match=f"method {method} keeps no rows of plain floats"):
+        row_frequencies(layer_of(TrainConfig(), method=method))
+
+
+@pytest.mark.parametrize("method", [name for name in EMBEDDINGS if name not in INTEGERS])
 def test_every_table_method_has_frequencies(method: str) -> None:
     layer = layer_of(TrainConfig(), method=method)
     for store, counts in zip(layer.tables, row_frequencies(layer), strict=True):
