@@ -81,6 +81,8 @@ class EmbeddingL2(FrozenConfig):
 class TrainConfig(FrozenConfig):
     """The training loop. Units: steps and epochs as named, learning rates per step.
 
+    ``decay``: after the warm-up, the way of the learning rate to ``min_learning_rate`` at the last
+    of ``max_epochs``, besides what ``plateau_factor`` does to it.
     ``warm_start``: folder of a bundle, from the working folder; weights start from it instead of at
     random, the rows of tables by raw id.
     """
@@ -98,6 +100,7 @@ class TrainConfig(FrozenConfig):
     clip_norm: PositiveFloat | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay: Literal["none", "linear", "cosine"] = "none"
     plateau_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     min_learning_rate: NonNegative = 1e-6
     monitor: str = "auc"

@@ -17,11 +17,13 @@ class Schedule:
     """Linear warm-up, then x ``plateau_factor`` after every epoch without a better metric.
 
     With ``patience`` such epochs in a row the phase stops. These are FuxiCTR's rules, so that
-    published settings carry over. ``reacts``: false keeps the rate and never stops.
+    published settings carry over. ``reacts``: false keeps the rate and never stops. ``steps``: of
+    the whole phase if it runs to its last epoch, over which `TrainConfig.decay` lowers the rate.
     """
 
     config: TrainConfig
     reacts: bool = True
+    steps: int = 1
     plateau_scale: float = 1.0
     bad_epochs: int = 0
     best_value: float | None = None
@@ -33,7 +35,16 @@ class Schedule:
         warmup = self.config.warmup_steps
         ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
         floor = self.config.min_learning_rate / self.config.learning_rate
-        return ramp * max(self.plateau_scale, min(1.0, floor))
+        return ramp * max(self.plateau_scale * self._decay(step), min(1.0, floor))
+
+    def _decay(self, step: int) -> float:
+        warmup = self.config.warmup_steps
+        done = max(0, step - warmup) / max(1, self.steps - warmup)
+        if self.config.decay == "linear":
+            return max(0.0, 1.0 - done)
+        if self.config.decay == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        return 1.0
 
     def judge(self, epoch: int, metrics: dict[str, float]) -> bool:
         """Takes the validation metrics of one epoch; returns whether they are the best so far.
@@ -60,7 +71,7 @@ class Schedule:
 
     def state(self) -> dict[str, Any]:
         """Plain JSON of everything but the settings."""
-        settings = ("config", "reacts")
+        settings = ("config", "reacts", "steps")
         return {key: value for key, value in asdict(self).items() if key not in settings}
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -167,7 +167,8 @@ class Trainer:
 
     def _run(self, phase: Phase, saved: Checkpoint | None) -> None:
         at = self._at
-        self._schedule = Schedule(self.config, reacts=phase.early_stopping)
+        steps = phase.max_epochs * self.steps_per_epoch
+        self._schedule = Schedule(self.config, reacts=phase.early_stopping, steps=steps)
         self._best = {}
         if saved is None:
             phase.start(self)
