@@ -1,5 +1,6 @@
 """How causal models learn: every item of a window predicts the next."""
 
+import math
 from typing import Literal
 
 import torch
@@ -85,7 +86,10 @@ def next_item_loss(
     beta = 1.0
     if config.loss == "gbce":
         beta = gbce_beta(negative.size(1), model.num_ids - first, config.calibration)
-    return generalised_bce(positive, negative, beta)
+    # At equal scores the loss is least here. Without this start all items first move the same way
+    # to make every score low, and a shared table loses what tells them apart.
+    prior = math.log(beta / negative.size(1))
+    return generalised_bce(positive + prior, negative + prior, beta)
 
 
 def scores(
