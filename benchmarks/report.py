@@ -33,7 +33,8 @@ GOALS = (
 
 
 def summarise(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """One line per data set, stage and system, in the order of first appearance.
+    """One line per data set, stage and system, in the order of first appearance: times from the
+    turns that took the time, peak memory from those that were watched for it.
 
     ``speed``: rows/s over recsys's (fp32), ``memory``: peak bytes over recsys's; both 1.0 for
     recsys itself, ``None`` where either side failed.
@@ -47,15 +48,17 @@ def summarise(records: Iterable[Record]) -> list[dict[str, Any]]:
     for (dataset, stage, system), turns in groups.items():
         good = [turn for turn in turns if "failed" not in turn]
         line: dict[str, Any] = {"dataset": dataset, "stage": stage, "system": system}
-        line["turns"], line["failed"] = len(good), len(turns) - len(good)
-        if good:
-            seconds = [turn["seconds"] for turn in good]
+        timed = [turn for turn in good if "seconds" in turn]
+        line["turns"], line["failed"] = len(timed), len(turns) - len(good)
+        watched = [turn["tree_peak_bytes"] for turn in good if "tree_peak_bytes" in turn]
+        if timed and watched:
+            seconds = [turn["seconds"] for turn in timed]
             line |= {
                 "seconds": median(seconds),
                 "fastest": min(seconds),
                 "slowest": max(seconds),
-                "rows_per_second": median(turn["rows_per_second"] for turn in good),
-                "peak_bytes": median(turn["tree_peak_bytes"] for turn in good),
+                "rows_per_second": median(turn["rows_per_second"] for turn in timed),
+                "peak_bytes": median(watched),
             }
             line |= {key: good[-1][key] for key in ("loss", "parameters", "ids") if key in good[-1]}
         lines.append(line)

@@ -4,7 +4,9 @@
     python -m benchmarks.run --quick    a small one, to see that everything works
 
 Every stage is a process of its own. Within a stage the systems take turns (A B C, A B C, ...), so
-that a slow minute of the machine meets all of them; a figure is the median over the turns.
+that a slow minute of the machine meets all of them; a figure is the median over the turns. Peak
+memory is taken in a turn of its own after them: looking at the pages of a process stops it, and
+one that lasts seconds would be slowed by more than one that lasts minutes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +77,13 @@ def write_data(folder: Path, *, rows: int, score_rows: int, ids: int) -> tuple[P
     return log, head
 
 
-def run_stage(system: System, stage: str, arguments: Sequence[str], threads: int) -> Record:
-    """One stage in one process: its JSON line, its peak memory; or the tail of its error."""
+def run_stage(
+    system: System, stage: str, arguments: Sequence[str], threads: int, *, watch: bool
+) -> Record:
+    """One stage in one process: its JSON line; or the tail of its error.
+
+    ``watch``: with its peak memory instead of its times.
+    """
     count = str(threads)
     env = {
         **os.environ,
@@ -94,7 +102,7 @@ def run_stage(system: System, stage: str, arguments: Sequence[str], threads: int
         text=True,
     )
     try:
-        with PeakMemory(process.pid) as memory:
+        with PeakMemory(process.pid) if watch else nullcontext() as memory:
             out, error = process.communicate()
     finally:
         process.kill()  # nothing to a process that has ended; on Ctrl-C no stage stays behind
@@ -103,7 +111,11 @@ def run_stage(system: System, stage: str, arguments: Sequence[str], threads: int
         tail = " | ".join(error.strip().splitlines()[-3:])
         return {"failed": f"exit code {process.returncode}: {tail}"}
     record = json.loads(lines[-1]) if lines else {}
-    return {**record, "tree_peak_bytes": max(memory.bytes, record.get("process_peak_bytes", 0))}
+    if memory is None:
+        return record
+    peak = max(memory.bytes, record.get("process_peak_bytes", 0))
+    times = ("seconds", "rows_per_second")
+    return {k: v for k, v in record.items() if k not in times} | {"tree_peak_bytes": peak}
 
 
 def run_dataset(
@@ -113,7 +125,8 @@ def run_dataset(
     records: list[Record] = []
     work = OUT / "work" / dataset
     for stage in STAGES:
-        for turn in range(options.repeats):
+        for turn in range(options.repeats + 1):
+            watch = turn == options.repeats
             for system in compared:
                 if stage not in system.stages:
                     continue
@@ -127,14 +140,17 @@ def run_dataset(
                 ]
                 if stage == "predict" and turn == 0:
                     for extra in system.setup:
-                        made = run_stage(system, extra, arguments, options.threads)
+                        made = run_stage(system, extra, arguments, options.threads, watch=False)
                         if "failed" in made:
                             records.append({"dataset": dataset, "stage": extra, **made})
-                record = run_stage(system, stage, arguments, options.threads)
+                record = run_stage(system, stage, arguments, options.threads, watch=watch)
                 record |= {"dataset": dataset, "stage": stage, "system": system.name, "turn": turn}
                 records.append(record)
-                rate = record.get("rows_per_second")
-                said = record.get("failed") or f"{record['seconds']:.2f} s, {rate:,.0f} rows/s"
+                said = record.get("failed") or (
+                    f"{record['tree_peak_bytes'] / 1e6:,.0f} MB"
+                    if watch
+                    else f"{record['seconds']:.2f} s, {record['rows_per_second']:,.0f} rows/s"
+                )
                 print(f"{dataset} {stage} {system.name} [{turn + 1}]: {said}", file=sys.stderr)
     return records
 
