@@ -18,6 +18,7 @@ from pipelines.task import Task
 from recsys.bundle.warm_start import warm_start
 from recsys.config import AnyRunConfig, SequenceRunConfig
 from recsys.training.checkpoint import load_checkpoint
+from recsys.training.prediction import slow_precision
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import Tracker, open_tracker
 from recsys.training.trainer import Interrupted, Trainer, TrainResult
@@ -46,6 +47,9 @@ def run(
     folder = out / f"{config.name}-{config.fingerprint[:8]}"
     checkpoints = folder / "checkpoint"
     task = open_task(config, root=root, cache=cache or out / "cache", reporter=reporter)
+    slow = slow_precision(config.train.precision, config.train.device)
+    if slow is not None:
+        reporter.say(slow)
     saved = load_checkpoint(checkpoints)
     if config.train.warm_start is not None and saved is None:
         reporter.say(str(warm_start(task.assembly.model, task.prepared.features, config)))

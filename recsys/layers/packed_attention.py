@@ -33,8 +33,8 @@ def attend(
     ``q`` (M, D): queries, ``q_lengths[b]`` of sequence b; ``kv`` (N, 2 D): keys and values side by
     side, ``lengths[b]`` of sequence b; what lies behind the last sequence is left alone.
     ``causal``: query t of a sequence sees keys 0..t; both must be as many. ``kept``, 0 or 1, (sum
-    of H m_b l_b,): weights that dropout keeps, the fraction ``keep`` of all. ``weights``: empty, or
-    as many floats, filled with the softmaxes.
+    of H m_b l_b or more,): weights that dropout keeps, the fraction ``keep`` of all. ``weights``:
+    empty, or as many floats, filled with the softmaxes.
     """
     width = q.size(1)
     d = width // heads
@@ -126,6 +126,14 @@ def attend_backward(
     return grad_q, grad_kv
 
 
+def _roomy(size: int) -> int:
+    """``size`` rounded up by at most an eighth, so that batches of unequal sequences ask the
+    allocator for a few sizes again and again. Freed blocks of ever new sizes are not reused: the
+    process grew from 0.8 to 3.5 GB in 2,000 steps of BERT4Rec."""
+    step = 1 << max(0, size.bit_length() - 4)
+    return -(-size // step) * step
+
+
 class PackedAttention(torch.autograd.Function):
     """`attend` with a gradient, in float32 under autocast too. Dropout by torch's generator."""
 
@@ -141,7 +149,7 @@ class PackedAttention(torch.autograd.Function):
         causal: bool,
         dropout: float,
     ) -> Tensor:
-        size = heads * sum(m * l for m, l in zip(q_lengths, lengths, strict=True))
+        size = _roomy(heads * sum(m * l for m, l in zip(q_lengths, lengths, strict=True)))
         kept, keep = kept_weights((size,), dropout) if dropout > 0 else (None, 1.0)
         out, weights = torch.zeros_like(q), q.new_empty(size)
         compiled(attend)(q, kv, q_lengths, lengths, heads, causal, kept, keep, out, weights)

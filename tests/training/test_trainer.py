@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from recsys.settings import TrainConfig
 from recsys.training.checkpoint import load_checkpoint
+from recsys.training.prediction import slow_precision
 from recsys.training.schedule import Schedule
 from recsys.training.trainer import Interrupted, Phase, Trainer
 from recsys.types import Batch, InputError, Target
@@ -240,6 +241,32 @@ def test_schedule_follows_hand_computed_scales() -> None:
     for epoch in range(4, 9):
         schedule.judge(epoch, {"auc": 0.1})
     assert schedule.lr_scale(9) == pytest.approx(1e-3)  # min_learning_rate / learning_rate
+
+
+def test_schedule_decays_from_the_warm_up_to_the_floor_at_the_last_step() -> None:
+    settings = {"warmup_steps": 2, "learning_rate": 1e-3, "min_learning_rate": 1e-5}
+    linear = Schedule(TrainConfig(**settings, decay="linear"), steps=10)
+    assert [linear.lr_scale(step) for step in (0, 1, 2, 4, 6)] == [0.5, 1.0, 1.0, 0.75, 0.5]
+    assert linear.lr_scale(10) == pytest.approx(0.01)
+    cosine = Schedule(TrainConfig(**settings, decay="cosine"), steps=10)
+    assert cosine.lr_scale(4) == pytest.approx((1 + 2**-0.5) / 2)  # a quarter of the way
+    assert cosine.lr_scale(6) == pytest.approx(0.5)
+    assert cosine.lr_scale(25) == pytest.approx(0.01)  # never below, nor up again
+
+
+@pytest.mark.parametrize("able", [{"amx_bf16": True}, {"avx512_bf16": True}, {"avx2": True}, {}])
+def test_bf16_is_called_slow_where_it_is_emulated(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    note = slow_precision("bf16", "cpu")
+    if "amx_bf16" in able or "avx512_bf16" in able:
+        assert note is None
+    else:
+        assert note is not None
+        assert "set train.precision to fp32" in note
+    assert slow_precision("fp32", "cpu") is None
+    assert slow_precision("bf16", "cuda") is None
 
 
 def test_lower_is_better_for_logloss() -> None:

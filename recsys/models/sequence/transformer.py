@@ -77,11 +77,12 @@ class TransformerModel(ItemModel):
 
 
 def _spaced(x: Tensor) -> Tensor:
-    """Zeros up to the next multiple of `BLOCK` under bfloat16 autocast, which nothing reads.
+    """Zeros up to the next multiple of `BLOCK`, which nothing reads; bundles do without.
 
-    oneDNN compiles and keeps a kernel for every shape: with another number of tokens in every
-    batch, training would compile all the time and grow by 5 MB a step."""
+    A new number of tokens in every batch leaves holes of every size in the allocator's heap, and
+    oneDNN compiles and keeps a bfloat16 kernel for every shape: training would grow all the time.
+    """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return x
     else:
-        return F.pad(x, [0, -x.size(0) % BLOCK]) if torch.is_autocast_enabled("cpu") else x
+        return F.pad(x, [0, -x.size(0) % BLOCK])
