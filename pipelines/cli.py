@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -213,13 +213,17 @@ def evaluate(
 def export(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder to export anew from its weights.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new bundle.")],
+    quantise: Annotated[
+        Literal["int8", "int4", "fp16"] | None, typer.Option(help="What the tables become.")
+    ] = None,
     data_root: DataRoot = ".",
     as_json: AsJson = False,
 ) -> None:
     """Re-export a bundle from its manifest, features and weights, and verify it."""
     from pipelines import export as pipeline
 
-    show(pipeline.run(bundle, out, root=data_root), as_json, lambda r: f"verified: {r['bundle']}")
+    result = pipeline.run(bundle, out, root=data_root, quantise=quantise, reporter=reporter())
+    show(result, as_json, pipeline.render)
 
 
 @app.command()

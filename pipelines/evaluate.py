@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ def run(
     }
 
 
-def _split(config: DataConfig, split: str, root: str) -> Source:
+def split_of(config: DataConfig, split: str, root: str) -> Source:
+    """A split of a run's own data. Errors: `InputError` for one that there is not."""
     if split not in ("train", "valid", "test"):
         raise InputError(f"--split {split!r}: must be train, valid or test")
     source = getattr(splits(config, root), split)
@@ -93,16 +94,29 @@ def _clicks(
 ) -> tuple[Predictions, dict[str, pa.ChunkedArray]]:
     tree = bundle.manifest["config"]
     config = parse_click_config(tree, where=f"config in {bundle.path}").data
-    source = open_source(list(data), root=root) if data else _split(config, split, root)
+    source = open_source(list(data), root=root) if data else split_of(config, split, root)
     scorer = Scorer(bundle)
     scorer.check(source.schema, str(source.files[0]))
-    wanted = list(dict.fromkeys([*scorer.columns, *target_columns(config), *slices]))
+    return judged(source, config, scorer.columns, scorer.predict, slices, reporter)
+
+
+def judged(
+    source: Source,
+    config: DataConfig,
+    columns: Sequence[str],
+    predict: Callable[[pa.RecordBatch], np.ndarray],
+    slices: Sequence[str],
+    reporter: Reporter,
+) -> tuple[Predictions, dict[str, pa.ChunkedArray]]:
+    """Scores of all rows of ``source`` by ``predict``, which gets their ``columns``, beside what
+    they are judged by; and the columns of ``slices``. Errors: `InputError` for no rows."""
+    wanted = list(dict.fromkeys([*columns, *target_columns(config), *slices]))
     parts: list[tuple[np.ndarray, ...]] = []
     kept: list[pa.RecordBatch] = []
     first = 0
     with reporter.bar("score", source.num_rows) as bar:
         for rows in source.batches(wanted, BATCH_ROWS):
-            scores = scorer.predict(rows.select(scorer.columns))
+            scores = predict(rows.select(list(columns)))
             label = labels(rows, config, source, first)
             weight = weights(rows, config, source, first)
             parts.append((scores, label, weight, groups(rows, config)))

@@ -28,28 +28,31 @@ def measure(
     """Metrics of the rows of ``data`` (the list of each history and its ``target``), or of
     ``split`` of the run's own log."""
     rebuilt = rebuild_top_k(bundle)
-    config, ranking = rebuilt.config, rebuilt.config.ranking
     with tempfile.TemporaryDirectory(prefix="recsys-evaluate-") as folder:
         if data:
             source = open_source(list(data), root=root)
         else:
             source = split_of(rebuilt, split, root, Path(folder), reporter)
         rebuilt.check(first_rows(source, rebuilt.features.inputs, CHECKED_ROWS))
-        with reporter.bar("encode", source.num_rows) as bar:
-            rows = sequence_data(
-                source, rebuilt.features, folder, windows=None, progress=bar.advance
-            )
-        return ranking_metrics(
-            rebuilt.graph.model,
-            rows,
-            batch_size=config.train.batch_size,
-            device=torch.device("cpu"),
-            cutoffs=ranking.cutoffs,
-            filter_seen=ranking.filter_seen,
-            sampled=ranking.sampled,
-            popularity=rebuilt.features.fields[0].counts,
-            seed=config.seed,
-        )
+        return judged(rebuilt, source, Path(folder), reporter)
+
+
+def judged(rebuilt: RebuiltTopK, source: Source, folder: Path, reporter: Reporter) -> Metrics:
+    """Metrics of the modules as they are, on the histories of ``source`` and their targets."""
+    config, ranking = rebuilt.config, rebuilt.config.ranking
+    with reporter.bar("encode", source.num_rows) as bar:
+        rows = sequence_data(source, rebuilt.features, folder, windows=None, progress=bar.advance)
+    return ranking_metrics(
+        rebuilt.graph.model,
+        rows,
+        batch_size=config.train.batch_size,
+        device=torch.device("cpu"),
+        cutoffs=ranking.cutoffs,
+        filter_seen=ranking.filter_seen,
+        sampled=ranking.sampled,
+        popularity=rebuilt.features.fields[0].counts,
+        seed=config.seed,
+    )
 
 
 def split_of(

@@ -1,43 +1,93 @@
-"""A bundle exported anew from its own weights: for the day another graph format is wanted."""
+"""A bundle exported anew from its own weights: in another graph format, or in fewer bytes."""
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import nn
 
-from pipelines.evaluate_ranking import split_of
+from pipelines import evaluate, evaluate_ranking
 from pipelines.sample import first_rows
+from recsys.build import table_memory
 from recsys.bundle import VerifyReport, export_verified
 from recsys.bundle.rebuild import rebuild
 from recsys.bundle.rebuild_topk import rebuild_top_k
 from recsys.bundle.topk import export_top_k
+from recsys.bundle.verify import expected_scores
 from recsys.data import splits
-from recsys.training.progress import SilentReporter
+from recsys.embeddings.post_training import Kind, quantise_layers
+from recsys.training.progress import Reporter, SilentReporter
+from recsys.types import InputError, Metrics
 from serving.bundle import ITEMS, Bundle, open_bundle
 from serving.topk import TopK
 
 _RECORDED = ("name", "run_id", "config", "metrics", "memory", "selection", "quantised")
 
+Manifest = dict[str, Any]
+Judge = Callable[[str], Metrics]
 
-def run(bundle: Path, out: Path, *, root: str = ".") -> dict[str, Any]:
+
+def run(
+    bundle: Path,
+    out: Path,
+    *,
+    root: str = ".",
+    quantise: Kind | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
     """Rebuilds the modules from manifest, features and weights, exports and verifies them.
 
-    ``root``: where the run's data is; verification scores raw rows of it.
+    ``root``: where the run's data is; verification scores raw rows of it. ``quantise``: tables of
+    floats become such rows, valid and test are measured again, and the manifest says what it cost.
+    Returns ``{bundle, verified}`` and, with ``quantise``, ``{quantised: {kind, stored_bytes:
+    {before, after}, METRIC: {split: {before, after}}}}``. Errors: `InputError` for a bundle that is
+    quantised already.
     """
     opened = open_bundle(bundle)
     manifest = {key: opened.manifest[key] for key in _RECORDED if key in opened.manifest}
+    if quantise is not None and "quantised" in manifest:
+        raise InputError(
+            f"--quantise {quantise}: the tables of {bundle} are {manifest['quantised']['kind']} "
+            "already; start from the bundle of floats"
+        )
     again = _top_k if opened.task == TopK.task else _clicks
-    report = again(opened, out, manifest, root)
-    return {"bundle": str(out), "verified": asdict(report)}
+    report = again(opened, out, manifest, root, quantise, reporter or SilentReporter())
+    said = {"quantised": manifest["quantised"]} if quantise is not None else {}
+    return {"bundle": str(out), "verified": asdict(report), **said}
 
 
-def _clicks(opened: Bundle, out: Path, manifest: dict[str, Any], root: str) -> VerifyReport:
+def _clicks(
+    opened: Bundle,
+    out: Path,
+    manifest: Manifest,
+    root: str,
+    quantise: Kind | None,
+    reporter: Reporter,
+) -> VerifyReport:
     rebuilt = rebuild(opened)
     config, features, graph = rebuilt.config, rebuilt.features, rebuilt.graph
+
+    def judge(split: str) -> Metrics:
+        source = evaluate.split_of(config.data, split, root)
+        columns = list(dict.fromkeys(field.column for field in features.inputs))
+        found, _ = evaluate.judged(
+            source,
+            config.data,
+            columns,
+            lambda rows: expected_scores(graph, features.inputs, pa.Table.from_batches([rows])),
+            (),
+            reporter,
+        )
+        return found.metrics()
+
+    if quantise is not None:
+        _quantise(graph.model, quantise, manifest, "auc", judge)
     raw = splits(config.data, root)
     return export_verified(
         graph.model,
@@ -52,11 +102,26 @@ def _clicks(opened: Bundle, out: Path, manifest: dict[str, Any], root: str) -> V
     )
 
 
-def _top_k(opened: Bundle, out: Path, manifest: dict[str, Any], root: str) -> VerifyReport:
+def _top_k(
+    opened: Bundle,
+    out: Path,
+    manifest: Manifest,
+    root: str,
+    quantise: Kind | None,
+    reporter: Reporter,
+) -> VerifyReport:
     rebuilt = rebuild_top_k(opened)
     config, features, graph = rebuilt.config, rebuilt.features, rebuilt.graph
-    with tempfile.TemporaryDirectory(prefix="recsys-export-") as folder:
-        valid = split_of(rebuilt, "valid", root, Path(folder), SilentReporter())
+    with tempfile.TemporaryDirectory(prefix="recsys-export-") as name:
+        folder = Path(name)
+
+        def judge(split: str) -> Metrics:
+            source = evaluate_ranking.split_of(rebuilt, split, root, folder, reporter)
+            return evaluate_ranking.judged(rebuilt, source, folder, reporter)
+
+        if quantise is not None:
+            _quantise(graph.model, quantise, manifest, f"ndcg@{config.ranking.shown}", judge)
+        valid = evaluate_ranking.split_of(rebuilt, "valid", root, folder, reporter)
         rows = first_rows(valid, features.inputs, config.export.verify_rows)
     return export_top_k(
         graph.model,
@@ -71,3 +136,34 @@ def _top_k(opened: Bundle, out: Path, manifest: dict[str, Any], root: str) -> Ve
         rows=rows,
         tolerance=config.export.tolerance,
     )
+
+
+def _quantise(
+    model: nn.Module, kind: Kind, manifest: Manifest, metric: str, judge: Judge
+) -> None:
+    """Puts tables of ``kind`` into the model and into ``manifest`` what that changed."""
+    before = table_memory(model)
+    quantise_layers(model, kind)
+    after = table_memory(model)
+    changed = {}
+    for split, live in manifest["metrics"].items():
+        served = judge(split)
+        changed[split] = {"before": live[metric], "after": served[metric]}
+    sizes = {"before": before.stored_bytes, "after": after.stored_bytes}
+    trained = manifest["memory"]["training_bytes"]
+    manifest["memory"] = asdict(replace(after, training_bytes=trained))
+    manifest["quantised"] = {"kind": kind, "stored_bytes": sizes, metric: changed}
+    export = {**manifest["config"].get("export", {}), "quantise": kind}
+    manifest["config"] = {**manifest["config"], "export": export}
+
+
+def render(result: dict[str, Any]) -> str:
+    """What was written, and what fewer bytes cost."""
+    lines = [f"verified: {result['bundle']}"]
+    for key, value in result.get("quantised", {}).items():
+        if key == "stored_bytes":
+            lines.append(f"tables: {value['before']:,} -> {value['after']:,} bytes")
+        elif key != "kind":
+            for split, change in value.items():
+                lines.append(f"{split} {key}: {change['before']:.5f} -> {change['after']:.5f}")
+    return "\n".join(lines)

@@ -35,7 +35,7 @@ class Assembly:
 
     def memory(self) -> MemoryReport:
         """Sizes of all tables, those of first-order weights included."""
-        total: MemoryReport = reduce(add, (layer.memory() for layer in self.layers))
+        total = table_memory(self.model)
         extra = 0 if self.selection is None else self.selection.training_bytes()
         return replace(total, training_bytes=total.training_bytes + extra)
 
@@ -73,6 +73,12 @@ def build(config: RunConfig, features: Features) -> Assembly:
 def embedding_layers(model: nn.Module) -> list[EmbeddingLayer]:
     """Every embedding layer of a model."""
     return [m for m in model.modules() if isinstance(m, EmbeddingLayer)]
+
+
+def table_memory(model: nn.Module) -> MemoryReport:
+    """Sizes of all tables of a model."""
+    total: MemoryReport = reduce(add, (layer.memory() for layer in embedding_layers(model)))
+    return total
 
 
 def finalise_layers(model: nn.Module) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
 import torch
 from torch import nn
 
-from recsys.build import embedding_layers, finalise_layers
+from recsys.build import embedding_layers, finalise_layers, table_memory
 from recsys.data.item_space import special_ids
 from recsys.embeddings import EmbeddingLayer, build_embeddings
 from recsys.features import FeatureEncoder, Features
@@ -35,8 +33,7 @@ class SequenceAssembly:
 
     def memory(self) -> MemoryReport:
         """Sizes of all tables."""
-        total: MemoryReport = reduce(add, (layer.memory() for layer in self.layers))
-        return total
+        return table_memory(self.model)
 
     def finalise(self) -> SequenceAssembly:
         """Puts the serving form of every embedding layer into the model; outputs stay equal."""

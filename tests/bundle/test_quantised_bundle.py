@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import train
+from pipelines import export, train
 from recsys.bundle import export_verified
 from recsys.bundle.rebuild import rebuild
 from recsys.config import parse_config
@@ -153,6 +153,7 @@ def test_a_run_records_what_quantisation_changed(tmp_path: Path) -> None:
         "train": {"batch_size": 256, "max_epochs": 2, "learning_rate": 0.01},
         "tracking": {"uri": None},
     }
+    floats = train.run(parse_config(tree), out=tmp_path / "floats", cache=tmp_path / "cache")
     for kind, bound in (("int8", 1e-4), ("int4", 1e-3)):
         config = parse_config({**tree, "export": {"quantise": kind}})
         result = train.run(config, out=tmp_path / kind, cache=tmp_path / "cache")
@@ -168,6 +169,10 @@ def test_a_run_records_what_quantisation_changed(tmp_path: Path) -> None:
             assert 0 < abs(auc["after"] - auc["before"]) < bound
         sizes = said["stored_bytes"]
         assert manifest["memory"]["stored_bytes"] == sizes["after"] < 0.45 * sizes["before"]
+        # a bundle of floats that is quantised later is the same
+        later = export.run(Path(floats["bundle"]), tmp_path / f"later-{kind}", quantise=kind)
+        assert later["quantised"] == said
+        assert open_bundle(later["bundle"]).manifest["memory"] == manifest["memory"]
         # the modules can be had again, and score as the bundle does
         opened = open_bundle(bundle)
         rebuilt = rebuild(opened)

@@ -230,6 +230,27 @@ def test_a_quantised_bundle_is_smaller_and_says_what_it_cost(folder: Path, recsy
     )
 
 
+def test_a_bundle_of_floats_is_quantised_afterwards(folder: Path, recsys: Recsys) -> None:
+    changes = {"tracking": {"uri": None}, "name": "later-circle"}
+    done = train.run(parse_config(tree(folder, **changes)), root=str(folder), out=folder / "later")
+    small = str(folder / "later" / "int4")
+    options = ["--data-root", str(folder), "--quantise", "int4"]
+    code, out, _ = recsys("export", done["bundle"], small, *options, "--json")
+    assert code == 0
+    said = json.loads(out)["quantised"]
+    assert said["stored_bytes"]["before"] == done["memory"]["stored_bytes"]
+    assert said["stored_bytes"]["after"] < 0.5 * said["stored_bytes"]["before"]
+    assert said["ndcg@10"]["test"]["before"] == done["metrics"]["test"]["ndcg@10"]
+    code, out, _ = recsys("evaluate", small, "--data-root", str(folder), "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["metrics"]["test"]["ndcg@10"] == pytest.approx(said["ndcg@10"]["test"]["after"])
+    assert result["memory"]["stored_bytes"] == said["stored_bytes"]["after"]
+    code, _, error = recsys("export", small, str(folder / "later" / "again"), *options)
+    assert code == 2
+    assert "are int4 already" in error
+
+
 def test_schema_and_show_know_both_kinds(folder: Path, recsys: Recsys) -> None:
     Path("run.yaml").write_text(yaml.safe_dump(tree(folder)))
     code, out, _ = recsys("config", "show", "run.yaml")

@@ -11,6 +11,7 @@ from recsys.embeddings.full import FullConfig
 from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.models.sequence.bert4rec import BERT4Rec, BERT4RecConfig
 from recsys.models.sequence.gru4rec import GRU4RecConfig
+from recsys.models.sequence.next_item import next_item_loss
 from recsys.models.sequence.sasrec import SASRecConfig
 from recsys.training.optimizers import build_optimizers
 from recsys.types import Batch
@@ -148,6 +149,21 @@ def test_a_batch_without_anything_to_learn_has_no_negatives_either(loss: str, pe
     found = model.loss(batch, target(batch))
     assert found.item() == 0
     found.backward()
+
+
+@pytest.mark.parametrize("negatives", [1, 6])
+@pytest.mark.parametrize("loss", ["bce", "gbce"])
+def test_equal_scores_have_no_common_way_down(loss: str, negatives: int) -> None:
+    config = SASRecConfig(loss=loss, negatives=negatives, negatives_per="position", dropout=0)
+    model, _ = model_of(config, num_ids=100_002)
+    table = model.embedding.tables[0].weight
+    with torch.no_grad():
+        table[:] = torch.zeros(table.size(1))
+    states, wanted = torch.randn(40, table.size(1)), torch.randint(2, 100_002, (40,))
+    next_item_loss(config, model, states, torch.arange(40), wanted).backward()
+    gradient = table.grad.to_dense()
+    assert gradient.norm() > 1e-3  # items are pulled apart,
+    assert gradient.sum(0).norm() < 1e-4 * gradient.norm()  # not moved together
 
 
 def test_hidden_items_see_both_sides() -> None:
