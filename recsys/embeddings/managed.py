@@ -56,6 +56,9 @@ class ManagedConfig(TableConfig):
     counted when the features were fitted: the most frequent ones own rows from the start.
     ``eviction``: least frequently or least recently used; every ``eviction_interval`` batches.
     Tables start from N(0, init_std^2), and so does every row that passes to another id.
+
+    Within a run batches are shuffled; what moves with time is a run for each part of a log, which
+    starts from the bundle of the last one (``train.warm_start``, open ids).
     """
 
     method: Literal["managed"]
@@ -72,7 +75,8 @@ class ManagedConfig(TableConfig):
 
 
 class Managed(TableMethod):
-    """One table for all exact fields, then one for each managed field.
+    """One table for all exact fields, then one for each managed field, whose owners all layers
+    share. A model that scores every item at every step (a softmax over all of them) uses every id.
 
     Errors: `InputError` for an unknown name in ``rows``, or a budget below three rows a field.
     """

@@ -67,8 +67,9 @@ class ManagedIds(nn.Module):
     own a row: at once while rows are free, else at the end of an ``interval`` of batches, if its
     score is above that of the lowest owner. The score is the number of uses, of which `KEPT` is
     left after each interval (``lfu``), or the batch of the last use (``lru``); among equals owners
-    stay, and those that were seen most come first. An id without a row is remembered in a waiting list; when that is full, the lowest scores are forgotten, an eighth
-    at a time, and so is an id that loses its row. Null is never counted.
+    stay, and those that were seen most come first. An id without a row waits in a list; when that
+    is full, the lowest scores are forgotten, an eighth of it at a time. What is known of an id that
+    loses its row is forgotten, too. Null is never counted.
 
     Args:
         lookup: the sorted owners, empty.

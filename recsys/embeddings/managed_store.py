@@ -91,7 +91,8 @@ class ManagedStore(Store):
     @torch.jit.unused
     @torch.no_grad()
     def finalise(self) -> "ManagedRows":
-        """The serving form: rows in the order of their ids, so that an id's place is its row."""
+        """The serving form: rows in the order of their ids, so that an id's place is its row.
+        The ids are in the same memory: good until training goes on."""
         table = TorchStore(weight=self.weight.index_select(0, self.ids.slots.long()), sparse=False)
         return ManagedRows(lookup=self.ids.lookup, table=table, first=self._first)
 

@@ -1,4 +1,4 @@
-"""Runs with managed tables: the bundle, what it is rebuilt from, and the run that starts from it."""
+"""Runs with managed tables: the bundle, its modules, and a run that starts from it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_bundle_scores_as_the_live_model(bundle: str, log: PlantedLog) -> No
     assert 0.02 < (places == 59).float().mean() < 0.98
 
 
-def test_a_run_starts_from_the_rows_of_another(bundle: str, log: PlantedLog, tmp_path: Path) -> None:
+def test_a_run_starts_from_another(bundle: str, log: PlantedLog, tmp_path: Path) -> None:
     tree = config(log).train.model_dump() | {"warm_start": bundle}
     warm = config(log, train=tree)
     made = prepare(warm, root=".", cache=tmp_path, reporter=SilentReporter())
