@@ -23,8 +23,17 @@ batches of 2,048, an interval of 10 of them; an id lives for ever, 1,000 or 100 
     for ever   .707  .711  .712  .713  .713   .623        .706
     1,000      .701  .700  .693  .675  .661   .618        .698
     100        .637  .598  .554  .487  .442   .579        .595
+"""
+HOLD = 2.0
+"""How many times the uses of an owner another id needs to take its row (LFU): a row has learned
+something, and ids that are used about as often as each other would pass it to and fro. Share of
+lookups as above, and rows that pass on in a batch; last 4,000 ids, all used alike:
 
-An interval of 50 gives .712, .682 and .415 at .5.
+    times           1          1.5           2            3
+    for ever   .707 10.8    .709  5.7    .710  3.5    .711  1.7
+    1,000      .700 11.4    .702  6.3    .702  4.3    .702  2.6
+    100        .636 17.3    .632 13.1    .630 11.6    .623 10.5
+    alike      .250 26.4    .250 11.2    .248  5.8    .250  1.4
 """
 
 
@@ -64,10 +73,10 @@ class ManagedIds(nn.Module):
     """Owners and those who wait, for one table and its likes in other layers.
 
     After each batch the uses of its ids are counted. An id that was seen ``admission`` times may
-    own a row: at once while rows are free, else at the end of an ``interval`` of batches, if its
-    score is above that of the lowest owner. The score is the number of uses, of which `KEPT` is
-    left after each interval (``lfu``), or the batch of the last use (``lru``); among equals owners
-    stay, and those that were seen most come first. An id without a row waits in a list; when that
+    own a row: at once while rows are free, else at the end of an ``interval`` of batches, from the
+    owner of the lowest score, if its own is higher. The score is the number of uses, of which
+    `KEPT` is left after each interval and which count `HOLD` times for an owner (``lfu``), or the
+    batch of the last use (``lru``). Among equals owners stay, and ids seen most come first. An id without a row waits in a list; when that
     is full, the lowest scores are forgotten, an eighth of it at a time. What is known of an id that
     loses its row is forgotten, too. Null is never counted.
 
@@ -201,7 +210,9 @@ class ManagedIds(nn.Module):
         if len(ready) == 0 or (free == 0 and not may_evict):
             return
         ready = ready[self.waiting_seen[ready].argsort(descending=True, stable=True)]
-        hold = self.score.clone() if may_evict else torch.full_like(self.score, torch.inf)
+        hold = self.score * (HOLD if self.by_count else 1.0)
+        if not may_evict:
+            hold.fill_(torch.inf)
         hold[:free] = -torch.inf
         last = hold.kthvalue(min(len(ready), size)).values
         weak = (hold <= last).nonzero().squeeze(1)  # no other owner can lose

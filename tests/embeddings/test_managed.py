@@ -13,7 +13,7 @@ from managed_cases import OPEN, ids_of, reader, rows_of, step
 from pydantic import ValidationError
 
 from recsys.compatibility import check_tables
-from recsys.embeddings.managed_ids import KEPT, ManagedIds, SortedIds
+from recsys.embeddings.managed_ids import HOLD, KEPT, ManagedIds, SortedIds
 from recsys.embeddings.managed_store import ManagedRows
 from recsys.embeddings.post_training import quantised
 from recsys.settings import TrainConfig
@@ -40,7 +40,7 @@ def test_hot_ids_keep_their_rows_over_a_hundred_steps_of_churn(
         step(model, optimizers, ids_of([*hot, *range(first, first + 30)]))
         first += 30
         assert rows_of(model, hot) == held
-    assert model.store().ids.changes >= changes + 100 // interval  # cold rows did pass on
+    assert model.store().ids.changes >= changes + 50 // interval  # cold rows did pass on
 
 
 def test_the_last_row_is_that_of_misses_and_the_one_before_it_nulls() -> None:
@@ -81,11 +81,11 @@ def test_admission_is_exact() -> None:
 @pytest.mark.parametrize(("eviction", "loser"), [("lfu", 2), ("lru", 1)])
 def test_lfu_and_lru_evict_another_id(eviction: str, loser: int) -> None:
     """Of two rows one goes to 3, at the end of the interval: that of 2, used twice, or that of 1,
-    used three times but last in the first batch."""
+    used three times but last in the first batch. An owner's uses count twice."""
     model, optimizers = reader(rows=4, eviction=eviction, eviction_interval=4)
     step(model, optimizers, ids_of([1, 1, 1, 2]))
     step(model, optimizers, ids_of([2]))
-    step(model, optimizers, ids_of([3, 3, 3]))
+    step(model, optimizers, ids_of([3, 3, 3, 3, 3]))
     assert rows_of(model, [3]) == [3]  # no row is free, and the interval has not ended
     step(model, optimizers, ids_of([NULL_ID]))
     held = rows_of(model, [1, 2, 3])
@@ -118,12 +118,14 @@ def test_equals_a_plain_program() -> None:
                 seen[key] += key not in owners and count
             ready = [k for k in seen if seen[k] >= admission and k not in owners]
             ready.sort(key=lambda k: (-score[k], -seen[k], k))
+            entered: set[int] = set()
             for key in ready:
                 if len(owners) < size:
                     owners.add(key)
                 elif t % interval == 0:
-                    least = min(owners, key=lambda k: (score[k], -k))
-                    if score[least] < score[key]:
+                    least = min(set(owners) - entered, key=lambda k: (score[k], -k), default=key)
+                    if score[least] * (HOLD if eviction == "lfu" else 1) < score[key]:
+                        entered.add(key)
                         owners.remove(least)
                         owners.add(key)
                         del score[least]
