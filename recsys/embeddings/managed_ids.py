@@ -76,9 +76,11 @@ class ManagedIds(nn.Module):
     own a row: at once while rows are free, else at the end of an ``interval`` of batches, from the
     owner of the lowest score, if its own is higher. The score is the number of uses, of which
     `KEPT` is left after each interval and which count `HOLD` times for an owner (``lfu``), or the
-    batch of the last use (``lru``). Among equals owners stay, and ids seen most come first. An id without a row waits in a list; when that
-    is full, the lowest scores are forgotten, an eighth of it at a time. What is known of an id that
-    loses its row is forgotten, too. Null is never counted.
+    batch of the last use (``lru``). Among equals owners stay, and ids seen most come first.
+
+    An id without a row waits in a list; when that is full, the lowest scores are forgotten, an
+    eighth of it at a time. What is known of an id that loses its row is forgotten, too. Null is
+    never counted.
 
     Args:
         lookup: the sorted owners, empty.

@@ -99,7 +99,7 @@ def row_bytes(kind: Kind, width: int) -> int:
 @torch.no_grad()
 def quantised(store: Store, kind: Kind) -> Store:
     """``store`` with its floats as ``kind``, or as fp16 where that is no larger (narrow tables);
-    itself if it is no plain table of floats.
+    itself if it is no plain table of floats, which that of a managed one is.
 
     Errors: `InputError` for weights that are not finite or beyond fp16's 65,504.
     """
