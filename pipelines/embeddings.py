@@ -185,8 +185,11 @@ def _collisions(id_map: IdMap, layer: EmbeddingLayer) -> dict[str, float]:
         if field.num_ids is None or field.counts is None or field.shares is not None:
             continue
         ids = torch.arange(field.num_ids).unsqueeze(-1)
-        rows = id_map.row_map(ids, f).numpy()  # (V, T)
-        _, group, size = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+        rows = id_map.row_map(ids, f)  # (V, T)
+        places = [layer.tables[k].rows_of(rows[:, t]) for t, k in enumerate(layer.slots(f))]
+        _, group, size = np.unique(
+            torch.stack(places, 1).numpy(), axis=0, return_inverse=True, return_counts=True
+        )
         counts = field.counts.astype(np.float64)
         met = counts[size[group.reshape(-1)] > 1].sum()
         shares[field.name] = float(met / max(counts.sum(), 1.0))

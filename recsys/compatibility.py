@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recsys.embeddings import EmbeddingConfig
+from recsys.embeddings.managed import ManagedConfig
 from recsys.embeddings.quantised import IntegerTableConfig
 from recsys.features import FeatureConfig
 from recsys.features.sequence import Sequence as SequenceFeature
@@ -40,17 +41,24 @@ def check_parts(features: Mapping[str, FeatureConfig], model: Any, train: TrainC
 
 
 def check_tables(embedding: EmbeddingConfig, train: TrainConfig) -> None:
-    """Errors: `ValueError` for training that a table of integers cannot take part in."""
+    """Errors: `ValueError` for training that a table of integers, or one whose rows pass from id to
+    id, cannot take part in."""
+    l2 = train.embedding_l2
+    method = f"embedding.method {embedding.method}"
+    own = isinstance(embedding, (IntegerTableConfig, ManagedConfig))
+    if own and train.store == "torchrec":
+        raise ValueError(f"train.store torchrec: {method} keeps its own tables; set store torch")
+    if isinstance(embedding, ManagedConfig) and l2.value > 0 and l2.mode == "batch_aware":
+        raise ValueError(
+            f"train.embedding_l2.mode batch_aware: rows of {method} pass from id to id and have no "
+            "frequency; set mode touched_rows, decoupled or all_rows"
+        )
     if not isinstance(embedding, IntegerTableConfig):
         return
-    method = f"embedding.method {embedding.method}"
-    if train.store == "torchrec":
-        raise ValueError(f"train.store torchrec: {method} keeps its own tables; set store torch")
     if train.embedding_gradient == "dense":
         raise ValueError(
             f"train.embedding_gradient dense: {method} moves touched rows only; remove the key"
         )
-    l2 = train.embedding_l2
     if l2.value > 0 and l2.mode in ("all_rows", "batch_aware"):
         raise ValueError(
             f"train.embedding_l2.mode {l2.mode}: {method} moves touched rows only and counts no "

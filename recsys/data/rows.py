@@ -179,8 +179,10 @@ def _compose(feature: Map, rows: Map, ids: Tensor) -> Tensor:
 
 def _table(rows: Tensor, index: str) -> np.ndarray:
     """(U, T) tensor -> (T, U) contiguous array of type ``index``."""
-    if rows.numel() and int(rows.max()) > np.iinfo(index).max:
-        raise RowIndexTooLarge
+    if rows.numel():
+        low, high = (int(end) for end in rows.aminmax())
+        if low < np.iinfo(index).min or high > np.iinfo(index).max:
+            raise RowIndexTooLarge
     return np.ascontiguousarray(rows.numpy().T, dtype=index)
 
 

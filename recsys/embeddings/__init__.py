@@ -22,6 +22,7 @@ from recsys.embeddings.hashed_mlp import HashedMlp, HashedMlpConfig
 from recsys.embeddings.id_map import IdMap
 from recsys.embeddings.layer import EmbeddingLayer
 from recsys.embeddings.low_rank import LowRank, LowRankConfig
+from recsys.embeddings.managed import Managed, ManagedConfig
 from recsys.embeddings.method import TableConfig, TableMethod, TableSpec
 from recsys.embeddings.mixed_dim import MixedDim, MixedDimConfig
 from recsys.embeddings.numeric import NumericVectors
@@ -51,6 +52,7 @@ EMBEDDINGS: dict[str, type[TableMethod]] = {
     "hash": Hash,
     "double_hash": DoubleHash,
     "frequency": Frequency,
+    "managed": Managed,
     "unified": Unified,
     "robe": Robe,
     "tensor_train": TensorTrain,
@@ -69,6 +71,7 @@ EmbeddingConfig = Annotated[
     | HashConfig
     | DoubleHashConfig
     | FrequencyConfig
+    | ManagedConfig
     | UnifiedConfig
     | RobeConfig
     | TensorTrainConfig

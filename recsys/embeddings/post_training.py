@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recsys.embeddings.layer import EmbeddingLayer
+from recsys.embeddings.managed_store import ManagedRows
 from recsys.embeddings.store import Store, TorchStore
 from recsys.settings import TrainConfig
 from recsys.types import InputError, MemoryReport
@@ -98,10 +99,12 @@ def row_bytes(kind: Kind, width: int) -> int:
 @torch.no_grad()
 def quantised(store: Store, kind: Kind) -> Store:
     """``store`` with its floats as ``kind``, or as fp16 where that is no larger (narrow tables);
-    itself if it is no plain table of floats.
+    itself if it is no plain table of floats, which that of a managed one is.
 
     Errors: `InputError` for weights that are not finite or beyond fp16's 65,504.
     """
+    if isinstance(store, ManagedRows):
+        return store.over(quantised(store.table, kind))
     if not isinstance(store, TorchStore):
         return store
     weight = store.weight.detach()

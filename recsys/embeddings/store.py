@@ -50,6 +50,15 @@ class Store(nn.Module):
         """Parameters whose L2 is part of `penalty`, so that optimisers must not add theirs."""
         return []
 
+    def after_step(self) -> Optional[Tensor]:
+        """What the store does once a step has moved it; returns the rows (n,) that start anew, of
+        which the optimiser forgets what it knew, or nothing."""
+        return None
+
+    def rows_of(self, rows: Tensor) -> Tensor:
+        """Entries (...) of the table that the rows (...) mean: equal places have equal vectors."""
+        return rows
+
     def trained(self) -> List[Tensor]:
         """The tensors that training moves: parameters, and what a `FusedStore` holds instead."""
         return list(self.parameters())

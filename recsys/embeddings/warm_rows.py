@@ -12,6 +12,7 @@ from torch import Tensor
 from recsys.embeddings.id_map import IdMap
 from recsys.embeddings.integer_rows import IntegerRows
 from recsys.embeddings.layer import EmbeddingLayer
+from recsys.embeddings.managed_store import ManagedRows, ManagedStore
 from recsys.embeddings.post_training import ServedRows
 from recsys.embeddings.store import FloatStore, Store
 from recsys.types import FieldSpec, InputError
@@ -139,6 +140,12 @@ def _copy_whole(old: Store, new: Store, where: str) -> None:
     elif isinstance(new, FloatStore) and isinstance(old, ServedRows):
         every = torch.arange(new.weight.size(0))
         _copy_rows(old, new, _Rows(every, every))
+    elif (
+        isinstance(new, ManagedStore)
+        and isinstance(old, ManagedRows)
+        and old.lookup.size == new.ids.lookup.size
+    ):
+        new.adopt(old)
     else:
         sizes = [", ".join(f"{n} {s}" for n, s in _shapes(s_, 0).items()) for s_ in (old, new)]
         raise InputError(

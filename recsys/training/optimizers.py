@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
 from recsys.embeddings.frequencies import row_frequencies
-from recsys.embeddings.store import training_bytes
+from recsys.embeddings.store import Store, training_bytes
 from recsys.settings import TrainConfig
 from recsys.training.optimizer_parts import DenseGroup, FusedTable, SparseTable
 from recsys.training.sparse_optimizers import TableOptimizer
@@ -49,7 +49,9 @@ class Optimizers:
     belongs to a group: ``network``, ``tables`` or one of the phase's own.
     """
 
-    def __init__(self, parts: Sequence[tuple[str, Part]]) -> None:
+    def __init__(self, parts: Sequence[tuple[str, Part]], stores: Sequence[Store] = ()) -> None:
+        """``stores``: tables that may change after a step."""
+        self._stores = stores
         self._groups = [group for group, _ in parts]
         self._parts = [part for _, part in parts]
         self._prepared: list[Tensor] | None = None
@@ -94,6 +96,12 @@ class Optimizers:
         for part in self._chosen(only):
             part.step()
         self._prepared = None
+        if only is None or "tables" in only:
+            for store in self._stores:
+                rows = store.after_step()
+                if rows is not None:
+                    for state in self._entries(store.weight):
+                        state.index_fill_(0, rows, 0)
 
     @torch.no_grad()
     def forget(self, param: nn.Parameter, chosen: Tensor) -> None:
@@ -101,12 +109,14 @@ class Optimizers:
         accumulators. One that a row has in common is zeroed where the whole row is chosen; the
         count of steps is the parameter's and stays.
         """
-        for part in self._parts:
-            for own, state in part.entries():
-                if own is param:
-                    for value in state:
-                        whole = chosen if value.shape == chosen.shape else chosen.all(1, True)
-                        value.masked_fill_(whole, 0)
+        for value in self._entries(param):
+            whole = chosen if value.shape == chosen.shape else chosen.all(1, True)
+            value.masked_fill_(whole, 0)
+
+    def _entries(self, param: Tensor | None) -> list[Tensor]:
+        """The live state of ``param`` by row or by entry."""
+        owned = (entry for part in self._parts for entry in part.entries())
+        return [value for own, state in owned if own is param for value in state]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything to go on exactly: named tensors (live ones, not copies) and plain JSON."""
@@ -207,4 +217,4 @@ def build_optimizers(
             eps=chosen.eps,
         )
         parts.append((chosen.name, part))
-    return Optimizers(parts)
+    return Optimizers(parts, stores)

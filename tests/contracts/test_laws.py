@@ -27,6 +27,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "exact_below": 4,
     },
     "frequency": {"method": "frequency", "embedding_dim": 8, "budget": 0.7, "exact_below": 4},
+    "managed": {"method": "managed", "embedding_dim": 8, "rows": 12},
     "unified": {"method": "unified", "embedding_dim": 8, "lookups": 2, "budget": 0.7},
     "robe": {"method": "robe", "embedding_dim": 8, "rows": 40, "sign": True},
     "tensor_train": {"method": "tensor_train", "embedding_dim": 8, "rank": 2},

@@ -240,17 +240,18 @@ def test_serving_type_must_be_the_training_type(tmp_path):
         encoded(open_source(tmp_path / "valid"), features, id_map, DATA, tmp_path / "cache")
 
 
-def test_row_indices_beyond_int32(tmp_path):
+@pytest.mark.parametrize("shift", [2**31, -(2**33)])
+def test_row_indices_beyond_int32(tmp_path, shift):
     _, source, features, id_map = prepare(tmp_path / "log")
     expected = joined(encoded(source, features, id_map, DATA, tmp_path / "a"))
     small_rows, list_rows = id_map.field_rows, id_map.list_rows
-    id_map.field_rows = lambda c, ids: small_rows(c, ids) + 2**31
-    id_map.list_rows = lambda f, ids: list_rows(f, ids) + 2**31
+    id_map.field_rows = lambda c, ids: small_rows(c, ids) + shift
+    id_map.list_rows = lambda f, ids: list_rows(f, ids) + shift
     with pytest.raises(RowIndexTooLarge):
         RowEncoder(features, id_map, "int32").padding  # noqa: B018
     (batch, _), *_ = encoded(source, features, id_map, DATA, tmp_path / "b").batches(500)
     assert batch.ids.dtype == torch.int64
-    assert (batch.ids - 2**31).tolist() == expected[0]
+    assert (batch.ids - shift).tolist() == expected[0]
 
 
 def test_data_without_floats_or_lists(tmp_path):

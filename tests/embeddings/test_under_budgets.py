@@ -18,7 +18,7 @@ from recsys.training.optimizers import build_optimizers
 from recsys.types import Batch, FieldSpec, InputError
 
 DIMS = {"main": 16, "first_order": 1}
-FINE = ("hash", "double_hash", "frequency", "unified", "robe")  # sized row by row
+FINE = ("hash", "double_hash", "frequency", "managed", "unified", "robe")  # sized row by row
 
 SMALL = {"hashed_mlp": {"hashes": 16}}  # whose published size is that of larger tables
 
