@@ -5,6 +5,7 @@ Read `recsys.config` for the whole tree.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -82,7 +83,9 @@ class TrainConfig(FrozenConfig):
     """The training loop. Units: steps and epochs as named, learning rates per step.
 
     ``decay``: after the warm-up, the way of the learning rate to ``min_learning_rate`` at the last
-    of ``max_epochs``, besides what ``plateau_factor`` does to it.
+    of ``max_epochs``. ``plateau_factor``: what an epoch without a better ``monitor`` does to the
+    rate (0.1; with a decay 1). ``patience``: how many such epochs in a row end training (2; with a
+    decay none do).
     ``warm_start``: folder of a bundle, from the working folder; weights start from it instead of at
     random, the rows of tables by raw id.
     """
@@ -101,10 +104,10 @@ class TrainConfig(FrozenConfig):
     precision: Literal["fp32", "bf16"] = "fp32"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     decay: Literal["none", "linear", "cosine"] = "none"
-    plateau_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    plateau_factor: Annotated[float, Field(gt=0, le=1)] | None = None
     min_learning_rate: NonNegative = 1e-6
     monitor: str = "auc"
-    patience: PositiveInt = 2
+    patience: PositiveInt | None = None
     checkpoint_steps: PositiveInt | None = None
     warm_start: str | None = None
     device: str = "cpu"
@@ -118,6 +121,16 @@ class TrainConfig(FrozenConfig):
     def table_learning_rate(self) -> float:
         """The learning rate of embedding tables: their own, or the network's."""
         return self.embedding_learning_rate or self.learning_rate
+
+    @property
+    def plateau_scale(self) -> float:
+        """What an epoch without a better metric multiplies the learning rate by."""
+        return self.plateau_factor or (0.1 if self.decay == "none" else 1.0)
+
+    @property
+    def patient_epochs(self) -> float:
+        """Epochs in a row without a better metric that end a phase."""
+        return self.patience or (2 if self.decay == "none" else math.inf)
 
     @field_validator("device")
     @classmethod

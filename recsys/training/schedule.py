@@ -61,13 +61,13 @@ class Schedule:
             return True
         if self.reacts:
             self.bad_epochs += 1
-            self.plateau_scale *= self.config.plateau_factor
+            self.plateau_scale *= self.config.plateau_scale
         return False
 
     @property
     def exhausted(self) -> bool:
         """True after ``patience`` epochs in a row without a better metric."""
-        return self.bad_epochs >= self.config.patience
+        return self.bad_epochs >= self.config.patient_epochs
 
     def state(self) -> dict[str, Any]:
         """Plain JSON of everything but the settings."""

@@ -252,6 +252,16 @@ def test_schedule_decays_from_the_warm_up_to_the_floor_at_the_last_step() -> Non
     assert cosine.lr_scale(4) == pytest.approx((1 + 2**-0.5) / 2)  # a quarter of the way
     assert cosine.lr_scale(6) == pytest.approx(0.5)
     assert cosine.lr_scale(25) == pytest.approx(0.01)  # never below, nor up again
+    for epoch in range(9):  # bad epochs change nothing, unless the config says so
+        cosine.judge(epoch, {"auc": 0.5})
+    assert cosine.lr_scale(6) == pytest.approx(0.5)
+    assert not cosine.exhausted
+    asked = Schedule(TrainConfig(**settings, decay="linear", patience=3, plateau_factor=0.5))
+    for epoch in range(4):
+        assert not asked.exhausted
+        asked.judge(epoch, {"auc": 0.5})
+    assert asked.exhausted
+    assert asked.plateau_scale == 0.125
 
 
 @pytest.mark.parametrize("able", [{"amx_bf16": True}, {"avx512_bf16": True}, {"avx2": True}, {}])
