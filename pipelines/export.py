@@ -138,9 +138,7 @@ def _top_k(
     )
 
 
-def _quantise(
-    model: nn.Module, kind: Kind, manifest: Manifest, metric: str, judge: Judge
-) -> None:
+def _quantise(model: nn.Module, kind: Kind, manifest: Manifest, metric: str, judge: Judge) -> None:
     """Puts tables of ``kind`` into the model and into ``manifest`` what that changed."""
     before = table_memory(model)
     quantise_layers(model, kind)

@@ -7,6 +7,7 @@
         law(world(tmp_path, model=MyModel.example()))
 
 A law takes a `World`: a small log with every kind of field, fitted, and the modules of one run.
+`MemoryRows` are rows to train on without a log.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from recsys.testing import models, tables
+from recsys.testing.rows import MemoryRows
 from recsys.testing.world import World, world
 
-__all__ = ["MODEL_LAWS", "TABLE_LAWS", "Law", "World", "world"]
+__all__ = ["MODEL_LAWS", "TABLE_LAWS", "Law", "MemoryRows", "World", "world"]
 
 Law = Callable[[World], None]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recsys.settings import TrainConfig
+from recsys.testing.rows import MemoryRows
 from recsys.training.metrics import auc
 from recsys.training.optimizers import build_optimizers
 from recsys.training.trainer import Interrupted, Trainer
@@ -74,32 +74,11 @@ def test_l2_on_all_rows_and_clipping_work_as_on_any_table() -> None:
 # -- exact resume ----------------------------------------------------------------------------------
 
 
-@dataclass
-class Stream:
-    """Rows in memory, in order, with the batching contract of `recsys.data.EncodedData`."""
+class Stream(MemoryRows):
+    """Rows in their order, whatever they are asked for."""
 
-    ids: Tensor
-    label: Tensor
-    fingerprint: str = "stream"
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-        start: int = 0,
-    ) -> Iterator[tuple[Batch, Target]]:
-        for first in range(start * batch_size, len(self), batch_size):
-            part = slice(first, first + batch_size)
-            label = self.label[part]
-            none = torch.zeros(len(label), 0)
-            target = Target(label, torch.ones(len(label)), torch.zeros(len(label)).long())
-            yield Batch(self.ids[part], none, [], none.long()), target
+    def batches(self, batch_size: int, **how: Any) -> Iterator[tuple[Batch, Target]]:
+        return super().batches(batch_size, start=how.get("start", 0))
 
 
 class Stopping(Reader):
@@ -122,7 +101,7 @@ def test_stop_and_resume_equals_one_run_bit_for_bit(
 ) -> None:
     rng = np.random.default_rng(0)
     ids = torch.from_numpy(rng.zipf(1.2, (640, 1)) % 300 + np.arange(640)[:, None] // 8)
-    data = Stream(ids, torch.from_numpy(rng.integers(0, 2, 640).astype(np.float32)))
+    data = Stream(ids=ids, label=torch.from_numpy(rng.integers(0, 2, 640).astype(np.float32)))
     config = TrainConfig(
         batch_size=32,
         max_epochs=2,

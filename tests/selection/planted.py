@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from recsys.selection.optembed import OptEmbedConfig
 from recsys.selection.optfs import OptFSConfig
 from recsys.selection.rows import RowSelection
 from recsys.settings import TrainConfig
+from recsys.testing.rows import MemoryRows
 from recsys.training.prediction import Rows
 from recsys.training.trainer import Trainer, TrainResult
-from recsys.types import Batch, FieldSpec, Target
+from recsys.types import FieldSpec
 
 FIELDS, VALUES = 3, 40
 CONFIGS = {
@@ -44,42 +44,6 @@ TRAIN = TrainConfig(
 )
 
 
-@dataclass
-class Log:
-    """Rows at the rows stage of a ``full`` table; ``fingerprint`` is all that a resume checks."""
-
-    ids: Tensor
-    label: Tensor
-    fingerprint: str = field(default="planted")
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def parted(self, share: float, *, seed: int) -> tuple[Log, Log]:
-        second = torch.from_numpy(np.random.default_rng([seed, 7]).random(len(self)) < share)
-        return Log(self.ids[~second], self.label[~second]), Log(
-            self.ids[second], self.label[second]
-        )
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-        start: int = 0,
-    ) -> Iterator[tuple[Batch, Target]]:
-        order = torch.arange(len(self))
-        if shuffle:
-            order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(self)))
-        for part in list(order.split(batch_size))[start:]:
-            empty = torch.zeros(len(part), 0)
-            label = self.label[part]
-            target = Target(label, torch.ones_like(label), torch.zeros_like(label).long())
-            yield Batch(self.ids[part], empty, [], empty.long()), target
-
-
 @cache
 def useful() -> Tensor:
     """(FIELDS * VALUES,) bool by row of the table: whether the value says anything."""
@@ -87,7 +51,7 @@ def useful() -> Tensor:
 
 
 @cache
-def log(count: int, seed: int) -> Log:
+def log(count: int, seed: int) -> MemoryRows:
     """The logit is the sum of the effects of the useful values, +-1.5, and of one interaction of
     the first two fields; a useless value adds nothing."""
     effects = np.where(useful(), np.random.default_rng(0).choice([-1.5, 1.5], FIELDS * VALUES), 0.0)
@@ -96,7 +60,7 @@ def log(count: int, seed: int) -> Log:
     own = effects[ids]
     logit = own.sum(1) + own[:, 0] * own[:, 1] / 1.5
     label = rng.random(count) < 1 / (1 + np.exp(-logit))
-    return Log(torch.from_numpy(ids), torch.from_numpy(label).float())
+    return MemoryRows(ids=torch.from_numpy(ids), label=torch.from_numpy(label).float())
 
 
 def fields() -> tuple[FieldSpec, ...]:

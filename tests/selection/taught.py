@@ -3,16 +3,14 @@ row's numbers, so that every entry of the table can be told from data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer, build_embeddings, full
 from recsys.settings import TrainConfig
-from recsys.types import Batch, FieldSpec, Target
+from recsys.testing.rows import MemoryRows
+from recsys.types import Batch, FieldSpec
 
 TRAIN = TrainConfig(batch_size=250, max_epochs=8, learning_rate=2e-2, patience=9)
 
@@ -34,45 +32,7 @@ class Reader(nn.Module):
         return self.bias + (self.layer(batch).flatten(1) * batch.floats).sum(1)  # (B,)
 
 
-@dataclass
-class Lessons:
-    """Rows at the rows stage of a ``full`` table."""
-
-    ids: Tensor
-    floats: Tensor
-    label: Tensor
-    fingerprint: str = "taught"
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def parted(self, share: float, *, seed: int) -> tuple[Lessons, Lessons]:
-        second = torch.from_numpy(np.random.default_rng([seed, 7]).random(len(self)) < share)
-        return self._of(~second), self._of(second)
-
-    def _of(self, chosen: Tensor) -> Lessons:
-        return Lessons(self.ids[chosen], self.floats[chosen], self.label[chosen])
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-        start: int = 0,
-    ) -> Iterator[tuple[Batch, Target]]:
-        order = torch.arange(len(self))
-        if shuffle:
-            order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(self)))
-        for part in list(order.split(batch_size))[start:]:
-            label = self.label[part]
-            target = Target(label, torch.ones_like(label), torch.zeros_like(label).long())
-            empty = torch.zeros(len(part), 0, dtype=torch.int64)
-            yield Batch(self.ids[part], self.floats[part], [], empty), target
-
-
-def lessons(teacher: Tensor, *, fields: int, count: int, seed: int) -> Lessons:
+def lessons(teacher: Tensor, *, fields: int, count: int, seed: int) -> MemoryRows:
     """``teacher`` (fields * values, dim): one table after the other."""
     rng = np.random.default_rng(seed)
     values, dim = len(teacher) // fields, teacher.size(1)
@@ -80,4 +40,4 @@ def lessons(teacher: Tensor, *, fields: int, count: int, seed: int) -> Lessons:
     floats = torch.from_numpy(rng.normal(size=(count, fields * dim))).float()
     logit = (teacher[ids].flatten(1) * floats).sum(1)
     label = torch.from_numpy(rng.random(count)) < torch.sigmoid(logit)
-    return Lessons(ids, floats, label.float())
+    return MemoryRows(ids=ids, floats=floats, label=label.float())

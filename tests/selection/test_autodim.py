@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from taught import TRAIN, Lessons, Reader, lessons
+from taught import TRAIN, Reader, lessons
 from torch import Tensor
 
 from recsys.embeddings import EmbeddingLayer, IdMap, build_embeddings, full, unified
 from recsys.selection.autodim import AutoDim, AutoDimConfig
 from recsys.selection.width_search import FieldProjections
+from recsys.testing.rows import MemoryRows
 from recsys.training.phase import Loop
 from recsys.training.trainer import Trainer
 from recsys.types import Batch, FieldSpec, InputError, Target
@@ -28,7 +29,7 @@ def teacher() -> Tensor:
     return torch.cat([line, 1.2 * torch.randn(VALUES, DIM, generator=made)])
 
 
-def taught(count: int = 6000, seed: int = 1) -> Lessons:
+def taught(count: int = 6000, seed: int = 1) -> MemoryRows:
     return lessons(teacher(), fields=2, count=count, seed=seed)
 
 

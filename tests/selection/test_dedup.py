@@ -186,7 +186,9 @@ def test_resume_is_exact(stop_at: int, tmp_path: Path) -> None:
     whole.fit(rows, valid, expected.phases())
     stopped, selection = run(tmp_path)
     with pytest.raises(Interrupted, match=f"step {stop_at}"):
-        stopped.fit(Stopping(rows.ids, rows.label, stop_at=stop_at), valid, selection.phases())
+        stopped.fit(
+            Stopping(ids=rows.ids, label=rows.label, stop_at=stop_at), valid, selection.phases()
+        )
     resumed, found = run(tmp_path)
     resumed.fit(rows, valid, found.phases())
     assert torch.equal(found.places[0].place, expected.places[0].place)

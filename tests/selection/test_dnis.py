@@ -17,6 +17,7 @@ from recsys.models import MODELS
 from recsys.selection.dnis import DNIS, DNISConfig, Search, frequency_blocks, normalised
 from recsys.selection.scaled_store import ScaledStore
 from recsys.settings import TrainConfig
+from recsys.testing.rows import MemoryRows
 from recsys.training.trainer import Trainer
 from recsys.types import Batch, FieldSpec, InputError, Target
 
@@ -176,7 +177,7 @@ def test_blocks_are_ranks_of_frequency_over_all_tables() -> None:
     assert [part.tolist() for part in found] == [[1, 1, 0], [0, 1]]
 
 
-def latent(count: int, seed: int) -> planted.Log:
+def latent(count: int, seed: int) -> MemoryRows:
     """The label is the sign of a product of latent vectors for frequent values, else chance.
 
     Values 0-19 of both fields are frequent and have 8 latent dimensions; 20-39 are noise."""
@@ -189,7 +190,7 @@ def latent(count: int, seed: int) -> planted.Log:
     logit = torch.where(frequent, logit, torch.zeros(count))
     label = torch.rand(count, generator=rng) < torch.sigmoid(logit)
     shift = torch.where(frequent, 0, 20).unsqueeze(1) + torch.tensor([0, 40])
-    return planted.Log(ids + shift, label.float())
+    return MemoryRows(ids=ids + shift, label=label.float())
 
 
 def test_a_block_of_latent_structure_keeps_more_than_a_block_of_noise() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from taught import TRAIN, Lessons, Reader, lessons
+from taught import TRAIN, Reader, lessons
 from torch import Tensor
 
 from recsys.selection.dsl import Dsl, DslConfig, Grow, swap_share
 from recsys.settings import TrainConfig
+from recsys.testing.rows import MemoryRows
 from recsys.training.phase import Loop, Phase
 from recsys.training.trainer import Trainer
 from recsys.types import Batch, Target
@@ -26,7 +27,7 @@ def teacher() -> Tensor:
     return torch.where(kept, 1.5 * signs, 0.0)
 
 
-def taught(count: int = 4000, seed: int = 1) -> Lessons:
+def taught(count: int = 4000, seed: int = 1) -> MemoryRows:
     return lessons(teacher(), fields=1, count=count, seed=seed)
 
 
@@ -133,8 +134,8 @@ def test_a_sparse_teacher_is_found(gradient: str) -> None:
 def test_gain_sums_over_steps_and_in_the_paper_holds_the_last_batch() -> None:
     """Ten rows look up id 0, ten look up id 1, one batch each; no change comes in between."""
     ids = torch.tensor([0] * 10 + [1] * 10).unsqueeze(1)
-    rows = Lessons(ids, torch.ones(20, DIM), torch.ones(20))
-    halves = [Lessons(ids[p], rows.floats[p], rows.label[p]) for p in (slice(10), slice(10, 20))]
+    rows = MemoryRows(ids=ids, floats=torch.ones(20, DIM), label=torch.ones(20))
+    halves = [rows[:10], rows[10:]]
     rows.batches = lambda *_, **__: (  # type: ignore[method-assign]
         pair for half in halves for pair in half.batches(10)
     )

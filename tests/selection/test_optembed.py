@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from recsys.selection.optembed import OptEmbed, OptEmbedConfig
 from recsys.selection.optembed_phases import Evolve, Supernet
 from recsys.selection.optembed_store import SupernetStore
 from recsys.settings import TrainConfig
+from recsys.testing.rows import MemoryRows
 from recsys.training.trainer import Trainer
 from recsys.types import Batch, FieldSpec, InputError, Target
 
@@ -115,7 +117,7 @@ def test_an_evolution_that_died_goes_on_exactly(died_in: int, tmp_path: Path) ->
         assert torch.equal(value, resumed.model.state_dict()[key]), key
 
 
-class Watched(planted.Log):
+class Watched(MemoryRows):
     """Notes which rows are read, by what reads them."""
 
     read: list[tuple[str, torch.Tensor]]
@@ -134,7 +136,7 @@ class Watched(planted.Log):
 
 def test_supernet_steps_on_the_rest_and_evolution_reads_the_search_rows_alone() -> None:
     rows = planted.log(1000, 1)
-    train = Watched(rows.ids, rows.label)
+    train = Watched(ids=rows.ids, label=rows.label)
     train.read = []
     run = planted.run({**SEARCH, "generations": 2, "search_epochs": 3})
     supernet_, evolve, retrain = run.selection.phases()
@@ -216,7 +218,7 @@ RANKS = (1, 8)
 IDS = 30
 
 
-def ranked(count: int, seed: int) -> planted.Log:
+def ranked(count: int, seed: int) -> MemoryRows:
     """The logit is <u_a, v_b> of rank 1 plus <u_c, v_d> of rank 8; a quarter of the ids of every
     field is rare and says nothing."""
     rng = np.random.default_rng(0)
@@ -232,7 +234,9 @@ def ranked(count: int, seed: int) -> planted.Log:
         left[often:], right[often:] = 0, 0
         logit += (left[ids[:, 2 * pair]] * right[ids[:, 2 * pair + 1]]).sum(1)
     label = draw.random(count) < 1 / (1 + np.exp(-logit))
-    return planted.Log(torch.from_numpy(ids + IDS * np.arange(4)), torch.from_numpy(label).float())
+    return MemoryRows(
+        ids=torch.from_numpy(ids + IDS * np.arange(4)), label=torch.from_numpy(label).float()
+    )
 
 
 def test_a_field_of_one_dimension_gets_a_smaller_width_than_one_of_rank_eight() -> None:
@@ -278,7 +282,7 @@ def test_a_search_split_of_one_label_says_so() -> None:
     rows = planted.log(300, 1)
     with pytest.raises(InputError, match="one label only"):
         planted.run({**SEARCH, "search_epochs": 1}).fit(
-            planted.Log(rows.ids, torch.zeros_like(rows.label))
+            replace(rows, label=torch.zeros_like(rows.label))
         )
 
 

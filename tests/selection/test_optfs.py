@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from recsys.selection.gates import ValueGates
 from recsys.selection.optfs import OptFSConfig, Search
+from recsys.testing.rows import MemoryRows
 from recsys.types import InputError
 
 SEARCH: dict[str, Any] = {"method": "optfs", "strength": 0.1, "search_epochs": 6}
@@ -131,9 +133,9 @@ def test_closed_rows_stay_zero_and_do_not_matter() -> None:
             assert not layer.all_vectors(0)[closed[: planted.VALUES]].any()
 
 
-def unseen(rows: planted.Log) -> planted.Log:
+def unseen(rows: MemoryRows) -> MemoryRows:
     """Value 7 of the first field never occurs."""
-    return planted.Log(torch.where(rows.ids == 7, 6, rows.ids), rows.label)
+    return replace(rows, ids=torch.where(rows.ids == 7, 6, rows.ids))
 
 
 @pytest.mark.parametrize("gradient", ["dense", "sparse"])

@@ -4,62 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from recsys.settings import TrainConfig
+from recsys.testing.rows import MemoryRows
 from recsys.training.checkpoint import load_checkpoint
 from recsys.training.prediction import slow_precision
 from recsys.training.schedule import Schedule
 from recsys.training.trainer import Interrupted, Phase, Trainer
-from recsys.types import Batch, InputError, Target
-
-
-@dataclass
-class MemoryRows:
-    """Rows held in memory, with the batching contract of `recsys.data.EncodedData`."""
-
-    floats: Tensor
-    label: Tensor
-    weight: Tensor
-    fingerprint: str = "rows"
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-        start: int = 0,
-    ) -> Iterator[tuple[Batch, Target]]:
-        order = np.arange(len(self))
-        if shuffle:
-            np.random.default_rng((seed, epoch)).shuffle(order)
-        for first in range(start * batch_size, len(self), batch_size):
-            part = torch.from_numpy(order[first : first + batch_size])
-            none = torch.zeros(len(part), 0, dtype=torch.int64)
-            group = torch.zeros(len(part), dtype=torch.int64)
-            yield (
-                Batch(none, self.floats[part], [], none),
-                Target(self.label[part], self.weight[part], group),
-            )
+from recsys.types import Batch, InputError
 
 
 def rows(count: int = 300, seed: int = 0, fingerprint: str = "rows") -> MemoryRows:
     generator = torch.Generator().manual_seed(seed)
     floats = torch.randn(count, 4, generator=generator)
     label = (torch.rand(count, generator=generator) < torch.sigmoid(2 * floats[:, 0])).float()
-    return MemoryRows(floats, label, torch.ones(count), fingerprint)
+    return MemoryRows(floats=floats, label=label, fingerprint=fingerprint)
 
 
 class Net(nn.Module):
@@ -164,9 +128,9 @@ def test_zero_weight_rows_do_not_train() -> None:
     """Rows of weight 0 with wrong labels leave the weights as if they were not there."""
     data = rows(64)
     noisy = MemoryRows(
-        data.floats.repeat(2, 1),
-        torch.cat([data.label, 1 - data.label]),
-        torch.cat([torch.ones(64), torch.zeros(64)]),
+        floats=data.floats.repeat(2, 1),
+        label=torch.cat([data.label, 1 - data.label]),
+        weight=torch.cat([torch.ones(64), torch.zeros(64)]),
     )
     config = TrainConfig(batch_size=128, max_epochs=1, optimizer="sgd", learning_rate=0.1)
     plain, weighted = nn.Linear(4, 1), nn.Linear(4, 1)
