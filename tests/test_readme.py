@@ -13,11 +13,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
+OWN, NEXT = "Your own log", "What comes next"
 MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
+def blocks(language: str, section: str) -> list[str]:
+    """The blocks of one language under one heading."""
+    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.S | re.M)
+
+
+def commands(section: str) -> list[list[str]]:
+    """The words of its ``recsys`` commands."""
+    return [
+        shlex.split(line, comments=True)
+        for block in blocks("sh", section)
+        for line in block.splitlines()
+        if line.startswith("recsys ")
+    ]
+
+
+def run(words: list[str], folder: Path) -> None:
+    """One of them in ``folder``, where patterns name what there is; it must not even warn."""
+    expanded = [str(path) for word in words[1:] for path in (sorted(folder.glob(word)) or [word])]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *expanded],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, (words, done.stderr)
+    assert "Warning" not in done.stderr, done.stderr
 
 
 def clicks(rows: int, seed: int) -> pa.Table:
@@ -44,35 +72,18 @@ def test_own_log_section_works_as_written(tmp_path: Path) -> None:
     for part in range(2):
         pq.write_table(clicks(1500, part), tmp_path / "clicks" / f"{part}.parquet")
     pq.write_table(clicks(200, 9).drop_columns(["clicked"]), tmp_path / "new.parquet")
-    (config,) = blocks("yaml")
+    (config,) = blocks("yaml", OWN)
     (tmp_path / "shop.yaml").write_text(config)
-    commands = [
-        shlex.split(line, comments=True)
-        for block in blocks("sh")
-        for line in block.splitlines()
-        if line.startswith("recsys ")
-    ]
-    assert [words[1] for words in commands] == ["train", "score", "importance", "compare", "ui"]
-    for words in commands:
+    named = [words[1] for words in commands(OWN)]
+    assert named == ["train", "score", "importance", "compare", "ui"]
+    for words in commands(OWN):
         ending = ["--help"] if words[1] == "ui" else []  # the server would run for ever
-        expanded = [
-            str(path) for word in words[1:] for path in (sorted(tmp_path.glob(word)) or [word])
-        ]
-        done = subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", *expanded, *ending],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, (words, done.stderr)
-        assert "Warning" not in done.stderr, done.stderr
+        run([*words, *ending], tmp_path)
     scored = pq.read_table(tmp_path / "scored.parquet")
     assert scored.column_names == ["user", "item", "score"]
     assert scored.num_rows == 200
 
-    (code,) = blocks("python")
+    (code,) = blocks("python", OWN)
     (bundle,) = tmp_path.glob("runs/shop-deepfm-*/bundle")
     code = re.sub(r"runs/shop-deepfm-[0-9a-f]+/bundle", str(bundle), code)
     done = subprocess.run(
@@ -80,6 +91,29 @@ def test_own_log_section_works_as_written(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\[0\.\d+\]\n", done.stdout)
+
+
+def test_next_items_section_works_as_written(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    users = rng.integers(0, 60, 1500)
+    log = {
+        "user": pa.array([f"u{u}" for u in users]),
+        "item": pa.array([f"i{i}" for i in rng.integers(0, 30, 1500)]),
+        "time": pa.array(np.arange(1500), pa.timestamp("s")),
+    }
+    pq.write_table(pa.table(log), tmp_path / "plays.parquet")
+    histories = pa.table({"history": [["i1", "i7", "i3"], [], ["never seen"]]})
+    pq.write_table(histories, tmp_path / "histories.parquet")
+    (config,) = blocks("yaml", NEXT)
+    (tmp_path / "next.yaml").write_text(config)
+    assert [words[1] for words in commands(NEXT)] == ["train", "score", "export"]
+    for words in commands(NEXT):
+        run(words, tmp_path)
+    best = pq.read_table(tmp_path / "best.parquet")
+    items = best["items"].to_pylist()
+    assert [len(row) for row in items] == [10, 10, 10]
+    assert not {"i1", "i7", "i3"} & set(items[0])  # seen already
+    assert (tmp_path / "small" / "manifest.json").exists()
 
 
 def test_make_targets_in_the_readme_exist() -> None:
