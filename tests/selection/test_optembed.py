@@ -136,7 +136,7 @@ class Watched(MemoryRows):
 
 def test_supernet_steps_on_the_rest_and_evolution_reads_the_search_rows_alone() -> None:
     rows = planted.log(1000, 1)
-    train = Watched(ids=rows.ids, label=rows.label)
+    train = Watched(ids=rows.ids, label=rows.label, fingerprint="whole")
     train.read = []
     run = planted.run({**SEARCH, "generations": 2, "search_epochs": 3})
     supernet_, evolve, retrain = run.selection.phases()
@@ -152,7 +152,7 @@ def test_supernet_steps_on_the_rest_and_evolution_reads_the_search_rows_alone() 
     train.read.clear()
     run.trainer.fit(train, None, [retrain])
     counts.append({name for name, _ in train.read})
-    assert counts == [{"rest"}, {"search"}, {"planted"}]
+    assert counts == [{"rest"}, {"search"}, {"whole"}]
     rest, search = supernet_.parts(run.trainer)
     assert len(rest) + len(search) == 1000
     assert 60 < len(search) < 140
