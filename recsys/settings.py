@@ -123,7 +123,7 @@ class TrainConfig(FrozenConfig):
         return self.embedding_learning_rate or self.learning_rate
 
     @property
-    def plateau_scale(self) -> float:
+    def bad_epoch_scale(self) -> float:
         """What an epoch without a better metric multiplies the learning rate by."""
         return self.plateau_factor or (0.1 if self.decay == "none" else 1.0)
 

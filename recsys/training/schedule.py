@@ -61,7 +61,7 @@ class Schedule:
             return True
         if self.reacts:
             self.bad_epochs += 1
-            self.plateau_scale *= self.config.plateau_scale
+            self.plateau_scale *= self.config.bad_epoch_scale
         return False
 
     @property
