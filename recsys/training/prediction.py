@@ -72,7 +72,8 @@ def slow_precision(precision: str, device: str) -> str | None:
     if precision != "bf16" or torch.device(device).type != "cpu":
         return None
     able = torch.cpu.get_capabilities()
-    if able.get("amx_bf16") or able.get("avx512_bf16"):
+    x86 = able.get("architecture") == "x86_64"  # of others this is not known
+    if not x86 or able.get("amx_bf16") or able.get("avx512_bf16"):
         return None
     return (
         "train.precision bf16: this CPU has no bfloat16 instructions, so steps take several times "

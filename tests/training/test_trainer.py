@@ -228,17 +228,23 @@ def test_schedule_decays_from_the_warm_up_to_the_floor_at_the_last_step() -> Non
     assert asked.plateau_scale == 0.125
 
 
-@pytest.mark.parametrize("able", [{"amx_bf16": True}, {"avx512_bf16": True}, {"avx2": True}, {}])
+@pytest.mark.parametrize(
+    ("able", "slow"),
+    [
+        ({"architecture": "x86_64", "avx2": True}, True),
+        ({"architecture": "x86_64", "avx2": True, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "amx_bf16": True}, False),
+        ({"architecture": "x86_64", "avx512_bf16": True}, False),
+        ({"architecture": "aarch64"}, False),
+    ],
+)
 def test_bf16_is_called_slow_where_it_is_emulated(
-    monkeypatch: pytest.MonkeyPatch, able: dict[str, bool]
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, object], slow: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     note = slow_precision("bf16", "cpu")
-    if "amx_bf16" in able or "avx512_bf16" in able:
-        assert note is None
-    else:
-        assert note is not None
-        assert "set train.precision to fp32" in note
+    assert (note is not None) == slow
+    assert note is None or "set train.precision to fp32" in note
     assert slow_precision("fp32", "cpu") is None
     assert slow_precision("bf16", "cuda") is None
 
