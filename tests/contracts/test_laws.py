@@ -31,7 +31,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "unified": {"method": "unified", "embedding_dim": 8, "lookups": 2, "budget": 0.7},
     "robe": {"method": "robe", "embedding_dim": 8, "rows": 40, "sign": True},
     "tensor_train": {"method": "tensor_train", "embedding_dim": 8, "rank": 2},
-    "hashed_mlp": {"method": "hashed_mlp", "embedding_dim": 8, "hashes": 8, "width": 2},
+    "hashed_mlp": {"method": "hashed_mlp", "embedding_dim": 8, "hashes": 8, "width": 16},
     "quotient_remainder": {"method": "quotient_remainder", "embedding_dim": 8, "m": 3},
     "mixed_dim": {"method": "mixed_dim", "embedding_dim": 8, "budget": 0.8},
     "low_rank": {"method": "low_rank", "embedding_dim": 8, "budget": 0.8},
