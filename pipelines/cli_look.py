@@ -128,8 +128,15 @@ def embeddings(
     methods: Annotated[
         str | None, typer.Option(help="Table methods, by comma. Default: all.")
     ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Recommend one method per budget, and say why.")
+    ] = False,
+    evidence: Annotated[
+        list[Path] | None,
+        typer.Option(help="What `recsys compress --json` printed; default: shipped results."),
+    ] = None,
     overrides: Overrides = None,
-    root: DataRoot = ".",
+    data_root: DataRoot = ".",
     out: RunsFolder = Path("runs"),
     cache: CacheFolder = None,
     as_json: AsJson = False,
@@ -140,14 +147,27 @@ def embeddings(
 
         show({name: _first_line(kind) for name, kind in EMBEDDINGS.items()}, as_json, _lines)
         return
+    from pipelines import advice
     from pipelines import embeddings as pipeline
     from recsys.config import load_config
 
+    budgets = [pipeline.parse_budget(text) for text in budget or ["1.0", "0.5", "0.1", "0.01"]]
+    if auto:
+        found = advice.run(
+            load_config(config, overrides or ()),
+            budgets=budgets,
+            evidence=evidence or (),
+            root=data_root,
+            cache=cache or out / "cache",
+            reporter=reporter(),
+        )
+        show(found, as_json, advice.render)
+        return
     result = pipeline.run(
         load_config(config, overrides or ()),
-        budgets=[pipeline.parse_budget(text) for text in budget or ["1.0", "0.5", "0.1", "0.01"]],
+        budgets=budgets,
         methods=methods.split(",") if methods else None,
-        root=root,
+        root=data_root,
         cache=cache or out / "cache",
         reporter=reporter(),
     )

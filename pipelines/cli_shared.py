@@ -14,7 +14,10 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="KEY=VALUE, for example train.max_epochs=3.")
 ]
 DataRoot = Annotated[
-    str, typer.Option(envvar="RECSYS_DATA_ROOT", help="Folder that data paths are relative to.")
+    str,
+    typer.Option(
+        "--data-root", envvar="RECSYS_DATA_ROOT", help="Folder that data paths are relative to."
+    ),
 ]
 RunsFolder = Annotated[Path, typer.Option("--out", help="Folder of runs (checkpoints, bundles).")]
 CacheFolder = Annotated[

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.benchmark_report import read_report, summary, write_report
 from pipelines.compress_report import markdown, pareto, render
-from pipelines.embeddings import fitted, method_of, solve, spec_settings
+from pipelines.embeddings import fitted, kind_of, method_of, solve, spec_settings
 from pipelines.grid import Grid, Job, columns_of, data_digest
 from recsys.config import AnyRunConfig, parse_config
 from recsys.embeddings import EMBEDDINGS
@@ -51,10 +51,11 @@ def run(
     default: all) at every budget that it can meet, and with the ``selections``, which keep such a
     share of the weights.
 
-    Returns ``{rows: [{method, budget, seeds, METRIC, METRIC_sd, stored_bytes, training_bytes,
-    lookups_per_row, seconds}], infeasible: [{method, budget, reason}], failed, markdown}``.
-    Finished runs are kept in ``out/compress`` and not repeated. ``bayes``: the best possible value
-    of the metric, where it is known. ``report``, ``picture``: files for the table and the Pareto.
+    Returns ``{name, kind, ids, rows: [{method, budget, seeds, METRIC, METRIC_sd, stored_bytes,
+    training_bytes, lookups_per_row, seconds}], infeasible: [{method, budget, reason}], failed,
+    metrics, markdown}``, which is also what `pipelines.advice` reads. Finished runs are kept in
+    ``out/compress`` and not repeated. ``bayes``: the best possible value of the metric, where it
+    is known. ``report``, ``picture``: files for the table and the Pareto.
 
     Errors: `InputError` for an unknown method, before anything runs.
     """
@@ -119,6 +120,9 @@ def run(
     if report is not None:
         write_report(report, text)
     return {
+        "name": config.name,
+        "kind": kind_of(config),
+        "ids": sum(f.num_ids or 0 for f in features.fields if f.kind != "numeric"),
         "rows": rows,
         "infeasible": infeasible,
         "failed": failed,

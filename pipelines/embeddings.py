@@ -46,8 +46,9 @@ def run(
 ) -> Result:
     """Solves each budget with each method (default: all of them).
 
-    Returns ``{fields: {name: ids}, rows: [{method, budget, budget_bytes, feasible, reason,
-    solution, trainable_params, stored_bytes, training_bytes, lookups_per_row, collisions}]}``.
+    Returns ``{fields: {name: ids}, full_bytes, rows: [{method, budget, budget_bytes, feasible,
+    reason, solution, trainable_params, stored_bytes, training_bytes, lookups_per_row,
+    collisions}]}``.
     ``collisions``: per feature the share of its training lookups whose id has all of its rows in
     common with another id, counted, not estimated; features with open ids are left out. Keys of
     ``config.embedding`` hold for its own method; others have their defaults, but for its
@@ -64,7 +65,13 @@ def run(
         for method in methods or EMBEDDINGS
     ]
     sizes = {field.name: field.num_ids for field in features.fields if field.kind != "numeric"}
-    return {"fields": sizes, "rows": rows}
+    full = budget_bytes(1.0, features.fields, layer_dims(config))
+    return {"fields": sizes, "full_bytes": full, "rows": rows}
+
+
+def kind_of(config: AnyRunConfig) -> str:
+    """What a run does: score ``clicks`` or rank ``items``."""
+    return "items" if isinstance(config, SequenceRunConfig) else "clicks"
 
 
 def fitted(config: AnyRunConfig, *, root: str, cache: Path, reporter: Reporter) -> Features:
