@@ -11,7 +11,7 @@ FBGEMM_cpu := fbgemm-gpu-cpu==1.8.0
 FBGEMM_cuda := fbgemm-gpu==1.8.0
 TORCHREC := torchrec==1.8.0
 
-.PHONY: quickstart test test-slow quality format bench bench-quick bench-peers bench-sequences clean
+.PHONY: quickstart test test-slow quality pareto format bench bench-quick bench-peers bench-sequences clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -49,6 +49,15 @@ quality: $(READY) ## the zoo on Frappe into benchmarks/RESULTS.md: hours on two 
 	OMP_NUM_THREADS=1 $(BIN)/recsys benchmark $(ZOO:%=configs/frappe_%.yaml) --seeds $(SEEDS) \
 		--workers 2 --data-root $(DATA) --published benchmarks/published.yaml \
 		--report benchmarks/RESULTS.md
+
+pareto: $(READY) ## all table methods under byte budgets on two logs: hours on two cores, resumable
+	OMP_NUM_THREADS=1 $(BIN)/recsys compress configs/frappe_deepfm.yaml --budgets 1,0.5,0.1,0.02 \
+		--set train.decay=cosine --set train.max_epochs=12 --seeds $(SEEDS) --workers 2 \
+		--data-root $(DATA) --report benchmarks/pareto/frappe.md --picture benchmarks/pareto/frappe.png
+	$(BIN)/python -m benchmarks.planted_ids
+	OMP_NUM_THREADS=1 $(BIN)/recsys compress configs/planted_ids_deepfm.yaml \
+		--budgets 1,0.1,0.01,0.001 --best 0.7896 --workers 2 --data-root benchmarks/out \
+		--report benchmarks/pareto/planted_ids.md --picture benchmarks/pareto/planted_ids.png
 
 format: $(READY) ## format and fix what ruff can fix
 	$(BIN)/ruff format .

@@ -110,16 +110,15 @@ class QuantisingStore(Store):
 
         In double precision, where equal queries get equal codes however many are compared at once.
         """
-        centroids = self.centroids.detach().double().transpose(1, 2)  # (parts, width / parts, K)
-        offset = 0.5 * centroids.square().sum(1, keepdim=True)  # (parts, 1, K)
-        closed = torch.arange(self.centroids.size(1), device=rows.device) >= self.tail_centroids
+        centroids = self.centroids.detach().double()  # (parts, K, width / parts)
         codes: List[Tensor] = []
         for some in rows.split(self.chunk):
             query = F.embedding(some, self.weight.detach()).double()
             query = query.unflatten(-1, [self.parts, -1]).transpose(0, 1)  # (parts, N, ...)
-            scores = torch.bmm(query, centroids) - offset  # (parts, N, K)
-            barred = (some >= self.head).unsqueeze(-1) & closed  # (N, K)
-            codes.append(scores.masked_fill_(barred, float("-inf")).argmax(-1).t())
+            found = nearest_of(query, centroids[:, : self.tail_centroids])  # (parts, N)
+            if self.tail_centroids < centroids.size(1):
+                found = torch.where(some < self.head, nearest_of(query, centroids), found)
+            codes.append(found.t())
         return torch.cat(codes)
 
     @torch.jit.unused
@@ -164,6 +163,17 @@ def pick(centroids: Tensor, codes: Tensor) -> Tensor:
     """Centroids (parts, K, w) by codes (..., parts), side by side: (..., parts * w)."""
     offset = torch.arange(centroids.size(0), device=codes.device) * centroids.size(1)
     return F.embedding(codes + offset, centroids.flatten(0, 1)).flatten(-2)
+
+
+def nearest_of(query: Tensor, centroids: Tensor) -> Tensor:
+    """Index (parts, N) of the nearest of centroids (parts, K, w) to each query (parts, N, w)."""
+    if query.size(2) == 1:  # numbers: the place between the middles of neighbours, by bisection
+        ordered, names = centroids.squeeze(2).sort(dim=1, stable=True)
+        middles = 0.5 * (ordered[:, 1:] + ordered[:, :-1])
+        place = torch.searchsorted(middles, query.squeeze(2).contiguous())
+        return names.gather(1, place)
+    offset = 0.5 * centroids.square().sum(2).unsqueeze(1)  # (parts, 1, K)
+    return (torch.bmm(query, centroids.transpose(1, 2)) - offset).argmax(-1)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from recsys.embeddings.codebook_store import CodeStore, QuantisingStore
+from recsys.embeddings.codebook_store import CodeStore, QuantisingStore, nearest_of
 from recsys.embeddings.codes import PackedCodes, code_bits, packed_bytes
 from recsys.embeddings.product_quant import ProductQuant
 from recsys.settings import TrainConfig
@@ -108,6 +108,25 @@ def test_codes_by_hand() -> None:
     assert final(rows).tolist() == vectors
     assert final.codes.packed.numel() == 2 + 1 + 1  # 12 bits, 2 bits, one byte behind
     assert final.memory(TrainConfig(), 9).stored_bytes == 4 * 6 + 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    parts=st.integers(1, 4),
+    count=st.integers(1, 9),
+    width=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_nearest_is_nearest(parts: int, count: int, width: int, seed: int) -> None:
+    """By bisection as by distance; some centroids are equal, some queries lie on one."""
+    draw = torch.Generator().manual_seed(seed)
+    centroids = torch.randn(parts, count, width, generator=draw).double()
+    centroids[:, count // 2] = centroids[:, 0]
+    query = torch.cat([torch.randn(parts, 20, width, generator=draw).double(), centroids], 1)
+    found = nearest_of(query, centroids)
+    distances = torch.cdist(query, centroids)
+    chosen = distances.gather(2, found.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(chosen, distances.min(2).values, rtol=0, atol=1e-7)
 
 
 def test_gradients_by_hand() -> None:
