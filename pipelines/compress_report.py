@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,10 +48,23 @@ def markdown(
     if bayes is not None:
         notes += [f"The best possible {first} is {bayes:.5f}."]
     if infeasible:
-        notes += ["", "Out of reach:", ""]
-        notes += [f"- `{r['method']}` at {r['budget']}: {r['reason']}" for r in infeasible]
+        notes += ["", "Out of reach:", "", *_left_out(infeasible)]
     made = [f"    {command}", ""] if command else []
     return "\n".join([*made, *lines, *notes])
+
+
+def _left_out(infeasible: Sequence[Result]) -> list[str]:
+    """One line per budget with the floors of those that need more, and one for any other reason."""
+    floors: dict[str | float, list[str]] = {}
+    others = []
+    for row in infeasible:
+        floor = re.search(r"needs at least (\S+);", row["reason"])
+        if floor is None:
+            others.append(f"- `{row['method']}` at {row['budget']}: {row['reason']}")
+        else:
+            needs = f"`{row['method']}` needs {floor[1]}"
+            floors.setdefault(row["budget"], []).append(needs)
+    return [f"- at {budget}: {', '.join(needs)}" for budget, needs in floors.items()] + others
 
 
 def pareto(rows: Sequence[Result], columns: Columns, title: str, bayes: float | None) -> Figure:

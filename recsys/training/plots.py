@@ -230,7 +230,7 @@ def pareto(
                 marker=markers[place % len(markers)],
                 markersize=5,
                 color=color,
-                linestyle="--" if plain else "-",
+                linestyle="--" if plain else ("-", ":", "-.")[place // len(_COLORS) % 3],
                 linewidth=1.6 if plain else 1.0,
                 label=f"{name} (plain table)" if plain else name,
             )

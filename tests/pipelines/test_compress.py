@@ -104,7 +104,7 @@ def test_the_pareto_is_trained_resumed_and_written(folder: Path, tmp_path: Path)
     text = report.read_text()
     assert "| 0.5 | `magnitude` | 1 |" in text
     assert "best possible AUC is 0.80000" in text
-    assert "- `full` at 0.05: " in text
+    assert "- at 0.05: `full` needs " in text
     again = compress.run(config(folder), **options)
     assert [row["auc"] for row in again["rows"]] == [row["auc"] for row in result["rows"]]
     assert np.ptp([row["auc"] for row in result["rows"]]) > 0
