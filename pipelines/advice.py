@@ -21,6 +21,9 @@ SHIPPED = Path(__file__).with_name("evidence")
 NOISE = 0.001
 """Methods whose metric is this close count as equally good."""
 
+CLOSE = 1.25
+"""What was measured at up to this many times the bytes still speaks for a budget."""
+
 
 def run(
     config: AnyRunConfig,
@@ -34,10 +37,11 @@ def run(
     """Recommends a table method for each budget, without training.
 
     ``evidence``: files that ``recsys compress --json`` printed; default: those that come with the
-    package. Of them the log counts whose number of ids is nearest to the run's, and on it the share
-    nearest to the budget, by ratio. Among the methods measured there that can meet the budget on
-    the run's own features, those within `NOISE` of the best count as equal, and the plain table
-    wins, then fewer lookups a row, then fewer training bytes.
+    package. Of them the log counts whose number of ids is nearest to the run's. A method is judged
+    by the best run there that stored no larger share of the full table than the budget is (or
+    hardly larger). Among the methods that can meet the budget on the run's own features, those
+    within `NOISE` of the best count as equal, and the plain table wins, then fewer lookups a row,
+    then fewer training bytes.
 
     Returns ``{ids, log, log_ids, advice: [{budget, method, share, measured_share, metric, value,
     plain, stored_bytes, training_bytes, lookups_per_row, embedding, reason}]}``; ``embedding`` goes
@@ -66,14 +70,15 @@ def run(
 def _advice(log: Result, solved: Result, budget: str | float) -> Result:
     own = {row["method"]: row for row in solved["rows"] if row["budget"] == budget}
     share = next(iter(own.values()))["budget_bytes"] / solved["full_bytes"]
-    shares = {row["budget"] for row in log["rows"] if isinstance(row["budget"], (int, float))}
-    nearest = min(shares, key=lambda other: abs(math.log(share / other)))
-    measured = [row for row in log["rows"] if row["budget"] == nearest]
-    able = [row for row in measured if own[row["method"]]["feasible"]]
+    metric = log["metrics"]["first"]
+    measured: dict[str, Result] = {}  # by method, the best run in so many bytes
+    for row in sorted(log["rows"], key=lambda row: float(row[metric])):
+        if row["stored_bytes"] <= CLOSE * share * log["full_bytes"]:
+            measured[row["method"]] = row
+    able = [row for row in measured.values() if own[row["method"]]["feasible"]]
     if not able:
         reasons = "; ".join(f"{row['method']}: {row['reason']}" for row in own.values())
-        raise InputError(f"--budget {budget}: no measured method can meet it: {reasons}")
-    metric = log["metrics"]["first"]
+        raise InputError(f"--budget {budget}: nothing measured can meet it: {reasons}")
     best = max(able, key=lambda row: row[metric])
     equal = [row for row in able if row[metric] >= best[metric] - NOISE]
     pick = min(
@@ -84,20 +89,20 @@ def _advice(log: Result, solved: Result, budget: str | float) -> Result:
             own[row["method"]]["training_bytes"],
         ),
     )
-    plain = next((row[metric] for row in measured if row["method"] == "full"), None)
+    plain = measured.get("full", {}).get(metric)
     name, settings = spec_settings(pick["method"])
     sizes = ("stored_bytes", "training_bytes", "lookups_per_row")
     return {
         "budget": budget,
         "method": name,
         "share": share,
-        "measured_share": nearest,
+        "measured_share": pick["stored_bytes"] / log["full_bytes"],
         "metric": log["metrics"]["titles"][0],
         "value": pick[metric],
         "plain": plain,
         **{key: own[pick["method"]][key] for key in sizes},
         "embedding": {"method": name, "budget": budget, **settings},
-        "reason": _reason(log, pick, best, equal, plain, nearest),
+        "reason": _reason(log, pick, best, equal, plain),
     }
 
 
@@ -107,27 +112,23 @@ def _reason(
     best: Result,
     equal: Sequence[Result],
     plain: float | None,
-    share: float,
 ) -> str:
     metric, title = log["metrics"]["first"], log["metrics"]["titles"][0]
     seeds = f"{len(pick['seeds'])} seed" + ("s" if len(pick["seeds"]) > 1 else "")
-    text = f"on {log['name']} ({log['ids']:,} ids, {seeds}) at {share:g} of the bytes it had "
+    share = pick["stored_bytes"] / log["full_bytes"]
+    text = f"on {log['name']} ({log['ids']:,} ids, {seeds}) at {share:.2g} of the bytes it had "
     text += f"{title} {pick[metric]:.4f}"
     if pick["method"] != "full" and plain is not None:
-        text += f", the plain narrower table {plain:.4f}"
-    whole = max((row for row in log["rows"] if row["budget"] == 1), key=_full, default=None)
-    if whole is not None and _full(whole) and share != 1:
-        text += f", the full table {whole[metric]:.4f}"
+        text += f", a plain narrower table {plain:.4f}"
+    wholes = [row[metric] for row in log["rows"] if row["method"] == "full" and row["budget"] == 1]
+    if wholes and pick["budget"] != 1:
+        text += f", the full table {wholes[0]:.4f}"
     if best is not pick:
-        text += f"; {best['method']} had {best[metric]:.4f}, no clear difference, but is costlier"
+        text += f"; {best['method']} had {best[metric]:.4f}, which is no clear difference"
     elif len(equal) > 1:
         others = ", ".join(row["method"] for row in equal if row is not pick)
-        text += f"; as good, but costlier: {others}"
+        text += f"; no clear difference to {others}"
     return text
-
-
-def _full(row: Result) -> bool:
-    return bool(row["method"] == "full")
 
 
 def _read(path: Path) -> Result:
@@ -135,8 +136,12 @@ def _read(path: Path) -> Result:
         log: Result = json.loads(path.read_text(encoding="utf-8"))
         rows, metric = log["rows"], log["metrics"]["first"]
         log["rows"] = [row for row in rows if row["method"].split(":")[0] in EMBEDDINGS]
-        sound = log["ids"] > 0 and bool(log["rows"] and log["name"] and log["kind"])
-        sound = sound and all(row[metric] >= 0 for row in log["rows"])
+        sound = (
+            log["ids"] > 0
+            and log["full_bytes"] > 0
+            and bool(log["rows"] and log["name"] and log["kind"])
+        )
+        sound = sound and all(row[metric] >= 0 < row["stored_bytes"] for row in log["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--evidence {path}: not printed by `recsys compress --json`") from error
     if not sound:

@@ -14,10 +14,11 @@ import numpy as np
 
 from pipelines.benchmark_report import read_report, summary, write_report
 from pipelines.compress_report import markdown, pareto, render
-from pipelines.embeddings import fitted, kind_of, method_of, solve, spec_settings
+from pipelines.embeddings import fitted, kind_of, layer_dims, method_of, solve, spec_settings
 from pipelines.grid import Grid, Job, columns_of, data_digest
 from recsys.config import AnyRunConfig, parse_config
 from recsys.embeddings import EMBEDDINGS
+from recsys.embeddings.budget import budget_bytes
 from recsys.features import Features
 from recsys.selection import SELECTIONS
 from recsys.training.progress import Reporter, SilentReporter
@@ -51,11 +52,11 @@ def run(
     default: all) at every budget that it can meet, and with the ``selections``, which keep such a
     share of the weights.
 
-    Returns ``{name, kind, ids, rows: [{method, budget, seeds, METRIC, METRIC_sd, stored_bytes,
-    training_bytes, lookups_per_row, seconds}], infeasible: [{method, budget, reason}], failed,
-    metrics, markdown}``, which is also what `pipelines.advice` reads. Finished runs are kept in
-    ``out/compress`` and not repeated. ``bayes``: the best possible value of the metric, where it
-    is known. ``report``, ``picture``: files for the table and the Pareto.
+    Returns ``{name, kind, ids, full_bytes, rows: [{method, budget, seeds, METRIC, METRIC_sd,
+    stored_bytes, training_bytes, lookups_per_row, seconds}], infeasible: [{method, budget,
+    reason}], failed, metrics, markdown}``, which is also what `pipelines.advice` reads. Finished
+    runs are kept in ``out/compress`` and not repeated. ``bayes``: the best possible value of the
+    metric, where it is known. ``report``, ``picture``: files for the table and the Pareto.
 
     Errors: `InputError` for an unknown method, before anything runs.
     """
@@ -123,6 +124,7 @@ def run(
         "name": config.name,
         "kind": kind_of(config),
         "ids": sum(f.num_ids or 0 for f in features.fields if f.kind != "numeric"),
+        "full_bytes": budget_bytes(1.0, features.fields, layer_dims(config)),
         "rows": rows,
         "infeasible": infeasible,
         "failed": failed,

@@ -40,10 +40,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 def measured(path: Path, name: str, ids: int, aucs: dict[tuple[str, float], float]) -> Path:
     """A file as `recsys compress --json` prints it, with these AUCs by method and budget."""
     rows = [
-        {"method": method, "budget": budget, "seeds": [1], "auc": auc}
-        for (method, budget), auc in aucs.items()
+        {"method": m, "budget": budget, "seeds": [1], "auc": auc, "stored_bytes": 1000 * budget}
+        for (m, budget), auc in aucs.items()
     ]
-    log = {"name": name, "kind": "clicks", "ids": ids, "rows": rows, "metrics": METRICS}
+    log = {"name": name, "kind": "clicks", "ids": ids, "full_bytes": 1000, "rows": rows}
+    log["metrics"] = METRICS
     path.write_text(json.dumps(log))
     return path
 
@@ -58,15 +59,23 @@ def test_the_best_by_more_than_noise_wins(run: RunConfig, tmp_path: Path) -> Non
     found = picked(run, tmp_path, measured(tmp_path / "a.json", "a", 1000, aucs))
     assert found["embedding"] == {"method": "robe", "budget": 0.5}
     assert (found["value"], found["plain"]) == (0.76, 0.75)
-    assert "AUC 0.7600, the plain narrower table 0.7500, the full table 0.8000" in found["reason"]
+    assert "AUC 0.7600, a plain narrower table 0.7500, the full table 0.8000" in found["reason"]
 
 
 @pytest.mark.parametrize(
     ("aucs", "method", "why"),
     [
         ({"full": 0.7495, "robe": 0.75, "hash": 0.7}, "full", "robe had 0.7500"),
-        ({"full": 0.7, "unified:lookups=2": 0.7499, "hash": 0.7495}, "hash", "no clear difference"),
-        ({"full": 0.7, "double_hash": 0.7495, "hash": 0.75}, "hash", "costlier: double_hash"),
+        (
+            {"full": 0.7, "unified:lookups=2": 0.7499, "hash": 0.7495},
+            "hash",
+            "unified:lookups=2 had 0.7499",
+        ),
+        (
+            {"full": 0.7, "double_hash": 0.7495, "hash": 0.75},
+            "hash",
+            "no clear difference to double_hash",
+        ),
     ],
 )
 def test_among_equals_the_plain_table_then_the_cheapest(
@@ -78,20 +87,24 @@ def test_among_equals_the_plain_table_then_the_cheapest(
     assert why in found["reason"]
 
 
-def test_the_log_of_nearest_size_and_its_nearest_share_count(
-    run: RunConfig, tmp_path: Path
-) -> None:
-    """The run has about 1,200 ids; by ratio .2 is nearer to .1 than to .5."""
-    small = {("hash", 0.1): 0.7, ("robe", 0.1): 0.6, ("hash", 0.5): 0.6, ("robe", 0.5): 0.7}
-    large = {("robe", 0.1): 0.9, ("robe", 0.5): 0.9}
-    files = (
-        measured(tmp_path / "small.json", "small", 900, small),
-        measured(tmp_path / "large.json", "large", 1_000_000, large),
-    )
-    found = picked(run, tmp_path, *files, budget=0.2)
-    assert (found["log"], found["method"], found["measured_share"]) == ("small", "hash", 0.1)
+def test_the_log_of_nearest_size_counts(run: RunConfig, tmp_path: Path) -> None:
+    """The run has about 1,200 ids."""
+    small = measured(tmp_path / "small.json", "small", 900, {("hash", 0.1): 0.6})
+    large = measured(tmp_path / "large.json", "large", 1_000_000, {("robe", 0.1): 0.9})
+    found = picked(run, tmp_path, small, large, budget=0.2)
+    assert (found["log"], found["method"]) == ("small", "hash")
     assert found["share"] == pytest.approx(0.2, abs=0.01)
     assert 900 < found["ids"] < 1_500
+
+
+def test_what_took_more_bytes_says_nothing(run: RunConfig, tmp_path: Path) -> None:
+    """Of a method's runs the best within the budget counts, whatever budget it was given."""
+    aucs = {("hash", 0.1): 0.7, ("robe", 0.1): 0.65, ("hash", 0.5): 0.71, ("robe", 0.5): 0.8}
+    file = measured(tmp_path / "a.json", "a", 1000, aucs)
+    found = picked(run, tmp_path, file, budget=0.3)
+    assert (found["method"], found["value"], found["measured_share"]) == ("hash", 0.7, 0.1)
+    found = picked(run, tmp_path, file, budget=0.42)  # .5 is near enough
+    assert (found["method"], found["value"]) == ("robe", 0.8)
 
 
 def test_settings_of_a_method_are_kept(run: RunConfig, tmp_path: Path) -> None:
@@ -108,7 +121,7 @@ def test_what_cannot_serve_the_run_is_passed_over(run: RunConfig, tmp_path: Path
     file = measured(tmp_path / "a.json", "a", 1000, {("full", 0.05): 0.9, ("hash", 0.05): 0.6})
     assert picked(run, tmp_path, file, budget=0.05)["method"] == "hash"
     file = measured(tmp_path / "a.json", "a", 1000, {("full", 0.05): 0.9})
-    with pytest.raises(InputError, match=r"no measured method can meet it: full: .*needs at least"):
+    with pytest.raises(InputError, match=r"nothing measured can meet it: full: .*needs at least"):
         picked(run, tmp_path, file, budget=0.05)
 
 
