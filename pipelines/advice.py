@@ -47,8 +47,8 @@ def run(
     plain, stored_bytes, training_bytes, lookups_per_row, embedding, reason}]}``; ``embedding`` goes
     into the config.
 
-    Errors: `InputError` for evidence that cannot be read or has no run of this kind, or a budget
-    that no measured method can meet.
+    Errors: `InputError` for evidence that cannot be read or has no run of this kind, for open ids,
+    or a budget that no measured method can meet.
     """
     logs = [_read(path) for path in evidence or sorted(SHIPPED.glob("*.json"))]
     logs = [log for log in logs if log["kind"] == kind_of(config)]
@@ -61,7 +61,13 @@ def run(
     solved = solve_budgets(
         config, budgets=budgets, methods=methods, root=root, cache=cache, reporter=reporter
     )
-    ids = sum(size or 0 for size in solved["fields"].values())
+    if solved["full_bytes"] is None:
+        name = next(name for name, size in solved["fields"].items() if size is None)
+        raise InputError(
+            f"--auto: features.{name} has open ids, so that there is no full table to compare "
+            "with; give it a vocabulary, or look at all methods without --auto"
+        )
+    ids = sum(solved["fields"].values())
     log = min(logs, key=lambda log: abs(math.log(max(ids, 1) / log["ids"])))
     advice = [_advice(log, solved, budget) for budget in budgets]
     return {"ids": ids, "log": log["name"], "log_ids": log["ids"], "advice": advice}

@@ -14,11 +14,10 @@ import numpy as np
 
 from pipelines.benchmark_report import read_report, summary, write_report
 from pipelines.compress_report import markdown, pareto, render
-from pipelines.embeddings import fitted, kind_of, layer_dims, method_of, solve, spec_settings
+from pipelines.embeddings import fitted, full_bytes, kind_of, method_of, solve, spec_settings
 from pipelines.grid import Grid, Job, columns_of, data_digest
 from recsys.config import AnyRunConfig, parse_config
 from recsys.embeddings import EMBEDDINGS
-from recsys.embeddings.budget import budget_bytes
 from recsys.features import Features
 from recsys.selection import SELECTIONS
 from recsys.training.progress import Reporter, SilentReporter
@@ -124,7 +123,7 @@ def run(
         "name": config.name,
         "kind": kind_of(config),
         "ids": sum(f.num_ids or 0 for f in features.fields if f.kind != "numeric"),
-        "full_bytes": budget_bytes(1.0, features.fields, layer_dims(config)),
+        "full_bytes": full_bytes(config, features),
         "rows": rows,
         "infeasible": infeasible,
         "failed": failed,

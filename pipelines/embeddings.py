@@ -65,8 +65,14 @@ def run(
         for method in methods or EMBEDDINGS
     ]
     sizes = {field.name: field.num_ids for field in features.fields if field.kind != "numeric"}
-    full = budget_bytes(1.0, features.fields, layer_dims(config))
-    return {"fields": sizes, "full_bytes": full, "rows": rows}
+    return {"fields": sizes, "full_bytes": full_bytes(config, features), "rows": rows}
+
+
+def full_bytes(config: AnyRunConfig, features: Features) -> int | None:
+    """Bytes of the full table; ``None`` where ids are open, so that there is none."""
+    if any(field.kind != "numeric" and field.num_ids is None for field in features.fields):
+        return None
+    return budget_bytes(1.0, features.fields, layer_dims(config))
 
 
 def kind_of(config: AnyRunConfig) -> str:

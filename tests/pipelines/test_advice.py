@@ -139,6 +139,15 @@ def test_evidence_of_another_kind_says_what_to_do(run: RunConfig, tmp_path: Path
         picked(run, tmp_path, file)
 
 
+def test_open_ids_have_no_full_table(run: RunConfig, tmp_path: Path) -> None:
+    tree = run.model_dump(mode="json", exclude_unset=True)
+    tree["features"]["mid_0"] = {"type": "categorical", "encoding": "hash"}
+    tree["embedding"] = {"method": "unified", "budget": "1MB"}
+    file = measured(tmp_path / "a.json", "a", 1000, {("unified", 0.5): 0.7})
+    with pytest.raises(InputError, match=r"--auto: features\.mid_0 has open ids"):
+        picked(parse_config(tree), tmp_path, file, budget="10KB")  # type: ignore[arg-type]
+
+
 def test_from_a_pareto_to_advice_on_the_command_line(
     run: RunConfig, tmp_path: Path, recsys: Recsys
 ) -> None:
