@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.embeddings import kind_of, spec_settings
+from pipelines.embeddings import kind_of, spec_settings, start_of
 from pipelines.embeddings import run as solve_budgets
 from recsys.config import AnyRunConfig
 from recsys.embeddings import EMBEDDINGS
@@ -107,7 +107,7 @@ def _advice(log: Result, solved: Result, budget: str | float) -> Result:
         "value": pick[metric],
         "plain": plain,
         **{key: own[pick["method"]][key] for key in sizes},
-        "embedding": {"method": name, "budget": budget, **settings},
+        "embedding": {"method": name, "budget": budget, **start_of(name), **settings},
         "reason": _reason(log, pick, best, equal, plain),
     }
 

@@ -26,6 +26,7 @@ from recsys.embeddings import (
     build_embeddings,
 )
 from recsys.embeddings.budget import budget_bytes, parse_bytes
+from recsys.embeddings.projected import BlocksConfig
 from recsys.features import Features
 from recsys.models import MODELS
 from recsys.models.sequence import SEQUENCE_MODELS
@@ -134,12 +135,12 @@ def spec_settings(spec: str) -> tuple[str, dict[str, Any]]:
 
 def table_config(config: AnyRunConfig, spec: str, budget: str | float) -> TableConfig:
     """The config of a method under ``budget``: the run's own keys if it is its method, else its
-    ``embedding_dim`` and ``init_std`` alone, and those of ``spec``, such as ``robe:hashes=2``.
+    ``embedding_dim`` and start alone, and those of ``spec``, such as ``robe:hashes=2``.
 
     Errors: `InputError` if the method has no such setting.
     """
     method, own = method_of(spec), config.embedding.model_dump(exclude_unset=True)
-    keys = own if own["method"] == method else {"method": method}
+    keys = own if own["method"] == method else {"method": method, **start_of(method)}
     keys = {key: value for key, value in keys.items() if key not in SIZES}
     shared = {"init_std": config.embedding.init_std}  # one start for all, or they do not compare
     keys |= shared | spec_settings(spec)[1]
@@ -151,6 +152,12 @@ def table_config(config: AnyRunConfig, spec: str, budget: str | float) -> TableC
         place = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         raise InputError(f"{spec}: {place}: {message}" if place else message) from error
+
+
+def start_of(method: str) -> dict[str, str]:
+    """What gives vectors of ``method`` the variance init_std^2 that all others start with."""
+    blocks = issubclass(EMBEDDINGS[method].Config, BlocksConfig)
+    return {"init": "orthonormal"} if blocks else {}
 
 
 SIZES = ("rows", "compression", "alpha", "rank", "width", "parts", "collisions")

@@ -68,6 +68,9 @@ def test_all_methods_start_alike(folder: Path) -> None:
         assert (table.init_std, table.embedding_dim, table.budget) == (0.02, 8, 0.5)
     assert embeddings.table_config(run, "hash", 0.5).exact_below == 16  # type: ignore[attr-defined]
     assert embeddings.table_config(run, "robe:init_std=0.3", 0.5).init_std == 0.3
+    assert embeddings.table_config(run, "mixed_dim", 0.5).init == "orthonormal"  # type: ignore[attr-defined]
+    xavier = embeddings.table_config(run, "mixed_dim:init=xavier", 0.5)
+    assert xavier.init == "xavier"  # type: ignore[attr-defined]
 
 
 def test_collisions_are_counted(folder: Path, tmp_path: Path) -> None:
