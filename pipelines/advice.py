@@ -96,19 +96,20 @@ def _advice(log: Result, solved: Result, budget: str | float) -> Result:
         ),
     )
     plain = measured.get("full", {}).get(metric)
+    stored = pick["stored_bytes"] / log["full_bytes"]
     name, settings = spec_settings(pick["method"])
     sizes = ("stored_bytes", "training_bytes", "lookups_per_row")
     return {
         "budget": budget,
         "method": name,
         "share": share,
-        "measured_share": pick["stored_bytes"] / log["full_bytes"],
+        "measured_share": stored,
         "metric": log["metrics"]["titles"][0],
         "value": pick[metric],
         "plain": plain,
         **{key: own[pick["method"]][key] for key in sizes},
         "embedding": {"method": name, "budget": budget, **start_of(name), **settings},
-        "reason": _reason(log, pick, best, equal, plain),
+        "reason": _reason(log, pick, best, equal, plain, stored),
     }
 
 
@@ -118,10 +119,10 @@ def _reason(
     best: Result,
     equal: Sequence[Result],
     plain: float | None,
+    share: float,
 ) -> str:
     metric, title = log["metrics"]["first"], log["metrics"]["titles"][0]
     seeds = f"{len(pick['seeds'])} seed" + ("s" if len(pick["seeds"]) > 1 else "")
-    share = pick["stored_bytes"] / log["full_bytes"]
     text = f"on {log['name']} ({log['ids']:,} ids, {seeds}) at {share:.2g} of the bytes it had "
     text += f"{title} {pick[metric]:.4f}"
     if pick["method"] != "full" and plain is not None:

@@ -53,7 +53,7 @@ def run(
     ``collisions``: per feature the share of its training lookups whose id has all of its rows in
     common with another id, counted, not estimated; features with open ids are left out. Keys of
     ``config.embedding`` hold for its own method; others have their defaults, but for its
-    ``embedding_dim`` and ``init_std``.
+    ``embedding_dim`` and one start for all.
 
     Errors: `InputError` for an unknown method or budgets that are none.
     """
