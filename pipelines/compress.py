@@ -18,6 +18,7 @@ from pipelines.embeddings import fitted, full_bytes, kind_of, method_of, solve, 
 from pipelines.grid import Grid, Job, columns_of, data_digest
 from recsys.config import AnyRunConfig, parse_config
 from recsys.embeddings import EMBEDDINGS
+from recsys.embeddings.budget import BudgetTooSmall
 from recsys.features import Features
 from recsys.selection import SELECTIONS
 from recsys.training.progress import Reporter, SilentReporter
@@ -52,7 +53,7 @@ def run(
     share of the weights.
 
     Returns ``{name, kind, ids, full_bytes, rows: [{method, budget, seeds, METRIC, METRIC_sd,
-    stored_bytes, training_bytes, lookups_per_row, seconds}], infeasible: [{method, budget,
+    stored_bytes, training_bytes, lookups_per_row, seconds}], infeasible: [{method, budget, floor,
     reason}], failed, metrics, markdown}``, which is also what `pipelines.advice` reads. Finished
     runs are kept in ``out/compress`` and not repeated. ``bayes``: the best possible value of the
     metric, where it is known. ``report``, ``picture``: files for the table and the Pareto.
@@ -84,7 +85,14 @@ def run(
                     plan = _tabled(config, features, name, budget)
             except InputError as error:
                 reason = " ".join(str(error).split())
-                infeasible.append({"method": name, "budget": budget, "reason": reason})
+                infeasible.append(
+                    {
+                        "method": name,
+                        "budget": budget,
+                        "floor": error.floor if isinstance(error, BudgetTooSmall) else None,
+                        "reason": reason,
+                    }
+                )
                 reporter.say(f"left out: {name} at {budget}: {reason}")
                 continue
             label = f"{name}@{budget}"

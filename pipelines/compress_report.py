@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,11 +57,10 @@ def _left_out(infeasible: Sequence[Result]) -> list[str]:
     floors: dict[str | float, list[str]] = {}
     others = []
     for row in infeasible:
-        floor = re.search(r"needs at least (\S+);", row["reason"])
-        if floor is None:
+        if row["floor"] is None:
             others.append(f"- `{row['method']}` at {row['budget']}: {row['reason']}")
         else:
-            needs = f"`{row['method']}` needs {floor[1]}"
+            needs = f"`{row['method']}` needs {row['floor']}"
             floors.setdefault(row["budget"], []).append(needs)
     return [f"- at {budget}: {', '.join(needs)}" for budget, needs in floors.items()] + others
 

@@ -128,9 +128,17 @@ def largest_fitting(fits: Callable[[int], bool], *, low: int, high: int) -> int:
     return low
 
 
-def refuse(budget: int, floor: int, what: str) -> InputError:
+class BudgetTooSmall(InputError):
+    """A budget below what a method can reach; ``floor``: the least that it can, as a budget."""
+
+    floor: str
+
+
+def refuse(budget: int, floor: int, what: str) -> BudgetTooSmall:
     """The error of a budget below what a method can reach."""
-    return InputError(
+    error = BudgetTooSmall(
         f"embedding.budget {size_text(budget)} is too small: {what} needs at least "
         f"{size_text(floor)}; raise the budget or lower embedding.embedding_dim"
     )
+    error.floor = size_text(floor)  # an attribute, so that the error passes between processes
+    return error

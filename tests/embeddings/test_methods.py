@@ -11,7 +11,7 @@ from embedding_cases import CONFIGS, FIELDS, build, config, encoded, same
 from safetensors.torch import save_file
 
 from recsys.embeddings import EMBEDDINGS
-from recsys.embeddings.budget import budget_bytes
+from recsys.embeddings.budget import BudgetTooSmall, budget_bytes
 from recsys.types import Batch, FieldSpec, InputError
 
 every_config = pytest.mark.parametrize("name", CONFIGS)
@@ -155,9 +155,10 @@ def test_a_budget_is_never_exceeded_and_well_used(name: str) -> None:
 
 @pytest.mark.parametrize("method", EMBEDDINGS)
 def test_an_impossible_budget_names_one_that_works(method: str) -> None:
-    with pytest.raises(InputError, match="needs at least") as caught:
+    with pytest.raises(BudgetTooSmall) as caught:
         build({"method": method, "budget": "1KB"})
-    floor = str(caught.value).split("needs at least ")[1].split(";")[0]
+    floor = caught.value.floor
+    assert f"needs at least {floor};" in str(caught.value)
     _, layers = build({"method": method, "budget": floor})
     assert layers["main"](build({"method": method, "budget": floor})[0](encoded(2))).shape[0] == 2
 

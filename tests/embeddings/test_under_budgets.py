@@ -11,7 +11,7 @@ from embedding_cases import build
 from torch.nn import functional as F
 
 from recsys.embeddings import EMBEDDINGS, EmbeddingLayer
-from recsys.embeddings.budget import budget_bytes, parse_bytes
+from recsys.embeddings.budget import BudgetTooSmall, budget_bytes, parse_bytes
 from recsys.settings import TrainConfig
 from recsys.training.metrics import auc
 from recsys.training.optimizers import build_optimizers
@@ -50,8 +50,8 @@ def test_a_budget_is_met_or_refused_with_a_floor_that_is_met(method: str, share:
     limit = budget_bytes(share, WORLD, DIMS)
     try:
         used = stored(build(tree, WORLD, DIMS)[1])
-    except InputError as error:
-        floor = str(error).split("needs at least ")[1].split(";")[0]
+    except BudgetTooSmall as error:
+        floor = error.floor
         assert parse_bytes(floor) > limit
         assert stored(build({**tree, "budget": floor}, WORLD, DIMS)[1]) <= parse_bytes(floor)
         return
