@@ -43,7 +43,7 @@ class ClickTask:
     @property
     def tags(self) -> dict[str, str]:
         config = self._config
-        tags = {"model": config.model.name, "embedding": config.embedding.method}
+        tags: dict[str, str] = {"model": config.model.name, "embedding": config.embedding.method}
         return tags if config.selection is None else {**tags, "selection": config.selection.method}
 
     def phases(self) -> Sequence[Phase] | None:

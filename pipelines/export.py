@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,18 @@ Manifest = dict[str, Any]
 Judge = Callable[[str], Metrics]
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What both kinds of bundle are exported from; ``manifest`` is changed by quantising."""
+
+    opened: Bundle
+    out: Path
+    manifest: Manifest
+    root: str
+    quantise: Kind | None
+    reporter: Reporter
+
+
 def run(
     bundle: Path,
     out: Path,
@@ -57,24 +69,17 @@ def run(
             "already; start from the bundle of floats"
         )
     again = _top_k if opened.task == TopK.task else _clicks
-    report = again(opened, out, manifest, root, quantise, reporter or SilentReporter())
+    report = again(_Job(opened, out, manifest, root, quantise, reporter or SilentReporter()))
     said = {"quantised": manifest["quantised"]} if quantise is not None else {}
     return {"bundle": str(out), "verified": asdict(report), **said}
 
 
-def _clicks(
-    opened: Bundle,
-    out: Path,
-    manifest: Manifest,
-    root: str,
-    quantise: Kind | None,
-    reporter: Reporter,
-) -> VerifyReport:
-    rebuilt = rebuild(opened)
+def _clicks(job: _Job) -> VerifyReport:
+    rebuilt = rebuild(job.opened)
     config, features, graph = rebuilt.config, rebuilt.features, rebuilt.graph
 
     def judge(split: str) -> Metrics:
-        source = evaluate.split_of(config.data, split, root)
+        source = evaluate.split_of(config.data, split, job.root)
         columns = list(dict.fromkeys(field.column for field in features.inputs))
         found, _ = evaluate.judged(
             source,
@@ -82,56 +87,51 @@ def _clicks(
             columns,
             lambda rows: expected_scores(graph, features.inputs, pa.Table.from_batches([rows])),
             (),
-            reporter,
+            job.reporter,
         )
         return found.metrics()
 
-    if quantise is not None:
-        _quantise(graph.model, quantise, manifest, "auc", judge)
-    raw = splits(config.data, root)
+    if job.quantise is not None:
+        _quantise(graph.model, job.quantise, job.manifest, "auc", judge)
+    raw = splits(config.data, job.root)
     return export_verified(
         graph.model,
         graph.encoder,
         graph.id_map,
         features.inputs,
-        out,
-        manifest=manifest,
+        job.out,
+        manifest=job.manifest,
         features=features,
         rows=first_rows(raw.valid or raw.train, features.inputs, config.export.verify_rows),
         tolerance=config.export.tolerance,
     )
 
 
-def _top_k(
-    opened: Bundle,
-    out: Path,
-    manifest: Manifest,
-    root: str,
-    quantise: Kind | None,
-    reporter: Reporter,
-) -> VerifyReport:
-    rebuilt = rebuild_top_k(opened)
+def _top_k(job: _Job) -> VerifyReport:
+    rebuilt = rebuild_top_k(job.opened)
     config, features, graph = rebuilt.config, rebuilt.features, rebuilt.graph
     with tempfile.TemporaryDirectory(prefix="recsys-export-") as name:
         folder = Path(name)
 
         def judge(split: str) -> Metrics:
-            source = evaluate_ranking.split_of(rebuilt, split, root, folder, reporter)
-            return evaluate_ranking.judged(rebuilt, source, folder, reporter)
+            source = evaluate_ranking.split_of(rebuilt, split, job.root, folder, job.reporter)
+            return evaluate_ranking.judged(rebuilt, source, folder, job.reporter)
 
-        if quantise is not None:
-            _quantise(graph.model, quantise, manifest, f"ndcg@{config.ranking.shown}", judge)
-        valid = evaluate_ranking.split_of(rebuilt, "valid", root, folder, reporter)
+        if job.quantise is not None:
+            _quantise(
+                graph.model, job.quantise, job.manifest, f"ndcg@{config.ranking.shown}", judge
+            )
+        valid = evaluate_ranking.split_of(rebuilt, "valid", job.root, folder, job.reporter)
         rows = first_rows(valid, features.inputs, config.export.verify_rows)
     return export_top_k(
         graph.model,
         graph.encoder,
         features.inputs,
-        out,
-        items=pq.read_table(opened.path / ITEMS)["item"].combine_chunks(),
+        job.out,
+        items=pq.read_table(job.opened.path / ITEMS)["item"].combine_chunks(),
         k=graph.k,
         filter_seen=graph.filter_seen,
-        manifest=manifest,
+        manifest=job.manifest,
         features=features,
         rows=rows,
         tolerance=config.export.tolerance,

@@ -18,6 +18,7 @@ from recsys.bundle.topk import export_top_k
 from recsys.config import SequenceRunConfig
 from recsys.data.item_space import raw_items, special_ids
 from recsys.embeddings.post_training import Kind, quantise_layers
+from recsys.models.sequence.items import ItemModel
 from recsys.training import plots, ranking_plots
 from recsys.training.position import History
 from recsys.training.prediction import Rows
@@ -46,6 +47,7 @@ class RankingTask:
 
     def evaluate(self, model: nn.Module, rows: Rows, sampled: tuple[str, ...] = ()) -> Metrics:
         """The metrics of the full ranking, and those among items of the ``sampled`` kinds."""
+        assert isinstance(model, ItemModel), model
         return ranking_metrics(
             model,
             rows,
@@ -114,7 +116,9 @@ class RankingTask:
         ranks = target_ranks(self.assembly.model, rows, **_options(config))
         size = config.train.batch_size
         targets = np.concatenate([target.label.numpy() for _, target in rows.batches(size)])
-        counts = features.fields[0].counts.copy()
+        counts = features.fields[0].counts
+        assert counts is not None, "item fields count their ids"
+        counts = counts.copy()
         counts[: special_ids(features)] = 0
         title, k = f"{config.name}, {split}", config.ranking.shown
         for name, figure in ranking_plots.of_ranks(ranks, targets, counts, title, k).items():

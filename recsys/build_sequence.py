@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from recsys.build import embedding_layers, finalise_layers, table_memory
 from recsys.data.item_space import special_ids
 from recsys.embeddings import EmbeddingLayer, build_embeddings
 from recsys.features import FeatureEncoder, Features
 from recsys.models.sequence import SEQUENCE_MODELS
+from recsys.models.sequence.items import ItemModel
 from recsys.sequence_config import SequenceRunConfig
 from recsys.types import InputError, MemoryReport
 
@@ -24,7 +24,7 @@ class SequenceAssembly:
     """
 
     encoder: FeatureEncoder
-    model: nn.Module
+    model: ItemModel
 
     @property
     def layers(self) -> list[EmbeddingLayer]:

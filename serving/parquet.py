@@ -10,7 +10,7 @@ import hashlib
 import os
 import posixpath
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -47,7 +47,7 @@ class Source(Protocol):
 
     def batches(
         self, columns: Sequence[str], batch_rows: int = 65536, dictionary: Sequence[str] = ()
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Generator[pa.RecordBatch, None, None]:
         """Every row once, as batches of 1 to ``batch_rows`` rows with exactly ``columns``.
 
         Text columns named in ``dictionary`` arrive dictionary encoded (int32 codes), so that work
@@ -113,7 +113,7 @@ class ParquetSource:
 
     def batches(
         self, columns: Sequence[str], batch_rows: int = 65536, dictionary: Sequence[str] = ()
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Generator[pa.RecordBatch, None, None]:
         """See `Source.batches`."""
         assert columns, "batches() needs columns"
         assert batch_rows > 0
@@ -154,7 +154,7 @@ class ParquetSource:
 
     def _stream(
         self, columns: list[str], batch_rows: int, dictionary: frozenset[str]
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Generator[pa.RecordBatch, None, None]:
         stored = [name for name in columns if name not in self._partition_types]
         for file, footer in zip(self._files, self._footers, strict=True):
             if footer.rows == 0:

@@ -19,6 +19,7 @@ from recsys.bundle.stress import stress_rows
 from recsys.bundle.topk_graph import TopKGraph
 from recsys.bundle.verify import BATCH_ROWS, VerifyError, VerifyReport, answers_elsewhere
 from recsys.features import Features
+from recsys.models.sequence.items import ItemModel
 from serving.bundle import ITEMS, read_manifest
 from serving.encode import InputField, encode
 from serving.topk import LISTS, item_lists
@@ -27,7 +28,7 @@ __all__ = ["expected_lists", "export_top_k", "verify_top_k"]
 
 
 def export_top_k(
-    model: nn.Module,
+    model: ItemModel,
     encoder: nn.Module,
     inputs: Sequence[InputField],
     out: str | Path,
@@ -49,7 +50,7 @@ def export_top_k(
     proved, or not at all.
     """
     assert k > 0
-    specials, bias = model.specials, model.item_bias()  # type: ignore[operator]
+    specials, bias = model.specials, model.item_bias()
     assert isinstance(specials, int)
     assert len(items) == len(bias), f"{len(items)} items for {len(bias)} ids"
     assert items.slice(specials).null_count == 0, "an id that can be recommended has no raw item"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.layers.item_search import ItemIndex, ItemSearch
+from recsys.models.sequence.items import ItemModel
 from serving.encode import Batch
 
 __all__ = ["TopKGraph"]
@@ -27,7 +28,7 @@ class TopKGraph(nn.Module):
 
     prepared: Optional[ItemIndex]
 
-    def __init__(self, *, encoder: nn.Module, model: nn.Module, k: int, filter_seen: bool) -> None:
+    def __init__(self, *, encoder: nn.Module, model: ItemModel, k: int, filter_seen: bool) -> None:
         super().__init__()
         self.encoder = encoder
         self.model = model
@@ -64,6 +65,5 @@ class TopKGraph(nn.Module):
         self.prepared = self._index()
 
     def _index(self) -> ItemIndex:
-        vectors, bias = self.model.item_vectors(), self.model.item_bias()  # type: ignore[operator]
-        specials: int = self.model.specials  # type: ignore[assignment]
-        return self.search.index(vectors, bias, specials)
+        vectors, bias = self.model.item_vectors(), self.model.item_bias()
+        return self.search.index(vectors, bias, self.model.specials)

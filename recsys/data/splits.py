@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -183,7 +183,7 @@ class Part:
 
     def batches(
         self, columns: Sequence[str], batch_rows: int = 65536, dictionary: Sequence[str] = ()
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Generator[pa.RecordBatch, None, None]:
         """See `Source.batches`."""
         wanted = list(dict.fromkeys([*columns, *self.needs]))
         stream = self.source.batches(wanted, batch_rows, dictionary)
@@ -200,7 +200,7 @@ class Part:
 
     def _filtered(
         self, stream: Iterator[pa.RecordBatch], columns: list[str]
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Generator[pa.RecordBatch, None, None]:
         first = 0
         for rows in stream:
             mask = self.assign(first, rows.num_rows, rows) == self.number

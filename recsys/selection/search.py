@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from recsys.training.phase import Loop, Phase
-from recsys.training.prediction import Rows
+from recsys.training.prediction import PartableRows, Rows
 from recsys.types import Batch, InputError, Target
 
 
@@ -25,6 +25,7 @@ class SearchPhase(Phase):
     def parts(self, loop: Loop) -> tuple[Rows, Rows]:
         """The rows that the phase trains on, and those that it searches on."""
         if self._parts is None:
+            assert isinstance(loop.train_rows, PartableRows), loop.train_rows
             self._parts = loop.train_rows.parted(self.share, seed=loop.seed)
             for rows, use in zip(self._parts, ("train", "search"), strict=True):
                 if len(rows) == 0:

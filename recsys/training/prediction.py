@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,11 @@ class Rows(Protocol):
     ) -> Iterator[tuple[Batch, Target]]:
         """Batches at the rows stage with their targets, skipping the first ``start``."""
         ...
+
+
+@runtime_checkable
+class PartableRows(Rows, Protocol):
+    """Rows of which a share can be kept apart."""
 
     def parted(self, share: float, *, seed: int) -> tuple[Rows, Rows]:
         """The rows without a random ``share`` of them, and that share."""

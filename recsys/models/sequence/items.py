@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.data.sequence_data import Windows
 from recsys.embeddings import EmbeddingLayer
 from recsys.types import Batch, FieldSpec
 
@@ -31,6 +32,11 @@ class ItemModel(nn.Module):
         self.num_ids: int = field.num_ids
         self.max_length: int = field.max_length
         self.specials: int = specials
+
+    @torch.jit.unused
+    def windows(self, max_length: int) -> Windows:
+        """How it wants its training sequences cut."""
+        raise NotImplementedError
 
     @torch.jit.export
     def item_vectors(self) -> Tensor:
