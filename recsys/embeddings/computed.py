@@ -98,7 +98,7 @@ class ComputedFields(TableMethod):
                     (owner.num_ids or 0) * dim if plain else self.words(owner.num_ids, dim, own)
                 )
         # index structures: 40 bytes a slot, and 16 more in every layer
-        slots = sum(len(self.slots(f)) for f in range(len(self.fields)))
+        slots = sum(self._counts())
         slots = -(-slots * (len(self.dims) + 1) // 2)
         return FLOAT_BYTES * words + fixed_bytes(self.fields, self.dims, slots=slots)
 
@@ -145,7 +145,7 @@ class ComputedFields(TableMethod):
     def row_map(self) -> nn.Module:
         looked_up = [field for field in self.fields if field.kind != "numeric"]
         return RangeRows(
-            counts=[len(self.slots(f)) for f in range(len(self.fields))],
+            counts=self._counts(),
             singles=sum(field.kind == "categorical" for field in self.fields),
             lows=[0] * len(looked_up),
             highs=[field.num_ids or 0 for field in looked_up],

@@ -132,9 +132,3 @@ class DoubleHash(HashedFields):
     def combine(self, dim: int) -> nn.Module:
         kind = SumRows if self._width(dim) == dim else ConcatRows
         return kind(counts=self._counts(), singles=self._singles())
-
-    def _counts(self) -> list[int]:
-        return [len(self.slots(f)) for f in range(len(self.fields))]
-
-    def _singles(self) -> int:
-        return sum(field.kind == "categorical" for field in self.fields)

@@ -209,12 +209,6 @@ class Frequency(TableMethod):
             return OneRow()
         return SumRows(counts=counts, singles=self._singles())
 
-    def _counts(self) -> list[int]:
-        return [len(self.slots(f)) for f in range(len(self.fields))]
-
-    def _singles(self) -> int:
-        return sum(field.kind == "categorical" for field in self.fields)
-
 
 def _most_frequent(popularity: Mapping[str, np.ndarray], rows: int) -> dict[str, int]:
     """How many first ids of each field are among the ``rows`` most frequent of all fields.

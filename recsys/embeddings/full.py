@@ -61,7 +61,7 @@ class Full(TableMethod):
 
     def _fitted(self, budget: int) -> dict[str, int]:
         wide = [name for name, dim in self.dims.items() if dim == self.config.embedding_dim]
-        slots = sum(len(self.slots(f)) for f in range(len(self.fields)))
+        slots = sum(self._counts())
         column = FLOAT_BYTES * (self._rows + numeric_words(self.fields))
         narrow = sum(self.dims.values()) - self.config.embedding_dim * len(wide)
         index = fixed_bytes(self.fields, dict.fromkeys(self.dims, 0), slots=slots)
@@ -87,7 +87,7 @@ class Full(TableMethod):
     def row_map(self) -> nn.Module:
         looked_up = [field for field in self.fields if field.kind != "numeric"]
         return RangeRows(
-            counts=[len(self.slots(f)) for f in range(len(self.fields))],
+            counts=self._counts(),
             singles=sum(field.kind == "categorical" for field in self.fields),
             lows=[0] * len(looked_up),
             highs=[field.num_ids or 0 for field in looked_up],

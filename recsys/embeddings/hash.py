@@ -48,7 +48,7 @@ class Hash(HashedFields):
         starts = self._starts()
         names = [owner_name(field) for field in self.fields if field.kind != "numeric"]
         return HashRows(
-            counts=[len(self.slots(f)) for f in range(len(self.fields))],
+            counts=self._counts(),
             singles=sum(field.kind == "categorical" for field in self.fields),
             salts=[salt(name, 0) for name in names],
             moduli=[0 if self._exact(name) else self._sizes[name] for name in names],

@@ -27,6 +27,12 @@ class Spans(nn.Module):
         columns = [c for c in range(singles) for _ in range(counts[c])]
         self.register_buffer("column", torch.tensor(columns, dtype=torch.int64), persistent=False)
 
+    def keep(self, **values: Sequence[int]) -> None:
+        """Makes each a buffer of integers."""
+        for name, numbers in values.items():
+            tensor = torch.tensor(list(numbers), dtype=torch.int64)
+            self.register_buffer(name, tensor, persistent=False)
+
     def span(self, f: int) -> Tuple[int, int]:
         """Start and number of the slots of field ``f`` (-1: all categorical fields)."""
         if f < 0:
@@ -66,10 +72,7 @@ class HashRows(Spans):
         super().__init__(counts=counts, singles=singles)
         self.any_hashed: bool = any(m > 0 for m in moduli)
         self.any_exact: bool = any(m == 0 for m in moduli)
-        named = {"salt": salts, "modulus": moduli, "offset": offsets, "stride": strides}
-        for name, values in named.items():
-            tensor = torch.tensor(list(values), dtype=torch.int64)
-            self.register_buffer(name, tensor, persistent=False)
+        self.keep(salt=salts, modulus=moduli, offset=offsets, stride=strides)
 
     def forward(self, ids: Tensor, f: int) -> Tensor:
         start, n = self.span(f)
@@ -111,10 +114,7 @@ class RangeRows(Spans):
         super().__init__(counts=counts, singles=singles)
         self.any_miss: bool = any(count > 1 for count in counts)
         shifts = [offset - low for offset, low in zip(offsets, lows, strict=True)]
-        named = {"low": lows, "high": highs, "shift": shifts, "miss": misses}
-        for name, values in named.items():
-            tensor = torch.tensor(list(values), dtype=torch.int64)
-            self.register_buffer(name, tensor, persistent=False)
+        self.keep(low=lows, high=highs, shift=shifts, miss=misses)
 
     def forward(self, ids: Tensor, f: int) -> Tensor:
         start, n = self.span(f)

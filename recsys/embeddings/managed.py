@@ -199,7 +199,7 @@ class Managed(TableMethod):
     def row_map(self) -> nn.Module:
         looked_up = [field for field in self.fields if field.kind != "numeric"]
         return RangeRows(
-            counts=[len(self.slots(f)) for f in range(len(self.fields))],
+            counts=self._counts(),
             singles=self._singles(),
             lows=[0] * len(looked_up),
             highs=[field.num_ids or 0 for field in looked_up],
@@ -210,9 +210,6 @@ class Managed(TableMethod):
     def combine(self, dim: int) -> nn.Module:
         places = [slots[0] if slots else -1 for slots in map(self.slots, range(len(self.fields)))]
         return RowOfTables(places=places, singles=self._singles())
-
-    def _singles(self) -> int:
-        return sum(field.kind == "categorical" for field in self.fields)
 
 
 def _is_wide(owner: FieldSpec) -> bool:

@@ -84,6 +84,14 @@ class TableMethod(ABC):
         self.fields = tuple(fields)
         self.dims = dict(dims)
 
+    def _counts(self) -> list[int]:
+        """How many lookups each field has, (F,)."""
+        return [len(self.slots(f)) for f in range(len(self.fields))]
+
+    def _singles(self) -> int:
+        """How many fields have one id a row."""
+        return sum(field.kind == "categorical" for field in self.fields)
+
     def solution(self) -> dict[str, Any]:
         """What the plan has chosen, by name: what a budget was spent on."""
         return {}

@@ -36,11 +36,9 @@ class PopularRows(Spans):
         offsets: Sequence[int],
     ) -> None:
         super().__init__(counts=counts, singles=singles)
-        named = {"bound": bounds, "own": owns, "stride": strides}
-        named |= {"salt": salts, "modulus": moduli, "offset": offsets}
-        for name, values in named.items():
-            tensor = torch.tensor(list(values), dtype=torch.int64)
-            self.register_buffer(name, tensor, persistent=False)
+        self.keep(
+            bound=bounds, own=owns, stride=strides, salt=salts, modulus=moduli, offset=offsets
+        )
 
     def forward(self, ids: Tensor, f: int) -> Tensor:
         start, n = self.span(f)

@@ -194,7 +194,7 @@ class ProductQuant(TableMethod):
     def row_map(self) -> nn.Module:
         looked_up = [field for field in self.fields if field.kind != "numeric"]
         return RangeRows(
-            counts=[len(self.slots(f)) for f in range(len(self.fields))],
+            counts=self._counts(),
             singles=sum(field.kind == "categorical" for field in self.fields),
             lows=[0] * len(looked_up),
             highs=[field.num_ids or 0 for field in looked_up],

@@ -126,7 +126,7 @@ class ProjectedBlocks(TableMethod):
         looked_up = [field for field in self.fields if field.kind != "numeric"]
         parts = [part for field in looked_up for part in placed[owner_name(field)]]
         return RangeRows(
-            counts=[len(self.slots(f)) for f in range(len(self.fields))],
+            counts=self._counts(),
             singles=sum(field.kind == "categorical" for field in self.fields),
             lows=[block.low for _, _, block in parts],
             highs=[block.high for _, _, block in parts],

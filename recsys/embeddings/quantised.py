@@ -72,7 +72,7 @@ class IntegerTable(Full):
         raise NotImplementedError
 
     def _cost(self, dims: Mapping[str, int]) -> int:
-        slots = sum(len(self.slots(f)) for f in range(len(self.fields)))
+        slots = sum(self._counts())
         row = sum(dim * self.bits // 8 + self.scale_bytes() for dim in dims.values())
         return fixed_bytes(self.fields, dims, slots=slots) + self._rows * row
 

@@ -238,9 +238,3 @@ class QuotientRemainder(TableMethod):
         if self.config.operation == "add" or self._width(dim) == dim:
             return SumRows(counts=counts, singles=self._singles())
         return ConcatRows(counts=counts, singles=self._singles())
-
-    def _counts(self) -> list[int]:
-        return [len(self.slots(f)) for f in range(len(self.fields))]
-
-    def _singles(self) -> int:
-        return sum(field.kind == "categorical" for field in self.fields)

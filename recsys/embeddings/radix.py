@@ -52,11 +52,14 @@ class RadixRows(Spans):
         offsets: Sequence[int],
     ) -> None:
         super().__init__(counts=counts, singles=singles)
-        named = {"multiplier": multipliers, "size": sizes, "divisor": divisors}
-        named |= {"radix": radices, "stride": strides, "offset": offsets}
-        for name, values in named.items():
-            tensor = torch.tensor(list(values), dtype=torch.int64)
-            self.register_buffer(name, tensor, persistent=False)
+        self.keep(
+            multiplier=multipliers,
+            size=sizes,
+            divisor=divisors,
+            radix=radices,
+            stride=strides,
+            offset=offsets,
+        )
 
     def forward(self, ids: Tensor, f: int) -> Tensor:
         start, n = self.span(f)

@@ -27,32 +27,27 @@ effects, 3200 floats, width 8 (AUC, two seeds; full table .871; signs change not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 from torch import nn
 
-from recsys.embeddings.budget import (
-    FLOAT_BYTES,
-    budget_bytes,
-    owner_name,
-    owners,
-    refuse,
-)
+from recsys.embeddings.budget import owner_name
 from recsys.embeddings.combine import ConcatRows
-from recsys.embeddings.method import TableConfig, TableMethod, TableSpec
+from recsys.embeddings.method import TableSpec
+from recsys.embeddings.one_table import OneTable, OneTableConfig
 from recsys.embeddings.robe_rows import BlockRows, FirstRows, SignedStore
+from recsys.embeddings.store import Store
 from recsys.features.hashing import salt
-from recsys.types import FieldSpec, InputError
+from recsys.settings import TrainConfig
+from recsys.types import InputError
 
-DEFAULT_BUDGET = "10MB"
 NARROW = 4
 """Chunks are at least so wide unless the config says otherwise."""
 
 
-class RobeConfig(TableConfig):
+class RobeConfig(OneTableConfig):
     """``hashes``: B, blocks of a vector; ``chunk``: Z, which divides the width of a block (default:
     the smallest divisor of it from 4 on, or the whole block). ``rows``: M; or ``budget`` (neither:
     10MB). ``sign``: whether a bit of the hash negates blocks; the rows are then no plain floats to
@@ -63,15 +58,10 @@ class RobeConfig(TableConfig):
     method: Literal["robe"]
     hashes: PositiveInt = 1
     chunk: PositiveInt | None = None
-    rows: PositiveInt | None = None
     sign: bool = False
-    exact_below: Annotated[int, Field(ge=0)] = 64
-    init_range: PositiveFloat = 0.05
 
     @model_validator(mode="after")
     def _fits(self) -> RobeConfig:
-        if self.rows is not None and self.budget is not None:
-            raise ValueError("give rows or budget, not both; they fix the same size")
         if self.embedding_dim % self.hashes:
             raise ValueError(
                 f"hashes {self.hashes} must divide embedding_dim {self.embedding_dim}: a vector is "
@@ -92,69 +82,36 @@ class RobeConfig(TableConfig):
         return block // (self.chunk or min(divisors, default=block))
 
 
-class Robe(TableMethod):
+class Robe(OneTable):
     """One table of M shared chunks, then the chunks of small fields.
 
     A layer narrower than a vector has chunks (first-order weights) has M rows of its own width, and
-    sums the first of each block. Errors: `InputError` for a layer width that the number of chunks
-    does not divide, or a budget below one block.
+    sums the first of each block. Errors: as `OneTable`; the memory must hold a block.
     """
 
     Config = RobeConfig
     config: RobeConfig
 
-    def __init__(
-        self, config: RobeConfig, fields: Sequence[FieldSpec], dims: Mapping[str, int]
-    ) -> None:
-        super().__init__(config, fields, dims)
-        self._owners = owners(fields)
-        self._chunks = config.hashes * config.steps
-        self._exact: dict[str, int] = {}  # owner -> first of its own rows, from the M-th row on
-        self._exact_rows = 0
-        for name, owner in self._owners.items():
-            if owner.num_ids is not None and owner.num_ids <= config.exact_below:
-                self._exact[name] = self._exact_rows
-                self._exact_rows += owner.num_ids * self._chunks
-        hashed = len(self._exact) < len(self._owners)
-        self._shared = config.steps if hashed else 0
-        if hashed:
-            self._shared = self._shared_rows()
+    def pieces(self) -> dict[str, int]:
+        return dict.fromkeys(self._owners, self.config.hashes * self.config.steps)
 
-    def _shared_rows(self) -> int:
-        if self.config.rows is not None:
-            return self.config.rows
-        budget = budget_bytes(self.config.budget or DEFAULT_BUDGET, self.fields, self.dims)
-        fixed = self.fixed_bytes()
-        row = FLOAT_BYTES * sum(self._width(dim) for dim in self.dims.values())
-        rows = (budget - fixed) // row - self._exact_rows
-        if rows < self.config.steps:
-            floor = fixed + row * (self.config.steps + self._exact_rows)
-            raise refuse(budget, floor, "embedding.method robe")
-        return rows
+    @property
+    def least(self) -> int:
+        return self.config.steps
 
-    def _width(self, dim: int) -> int:
-        if dim < self._chunks:
-            return dim
-        if dim % self._chunks:
-            raise InputError(
-                f"embedding.chunk: a vector is {self._chunks} chunks, which must divide the width "
-                f"{dim} of every layer of the model; change chunk or the model's width"
-            )
-        return dim // self._chunks
+    @property
+    def store(self) -> Callable[[TableSpec, TrainConfig], Store] | None:
+        return SignedStore.of if self.config.sign else None
+
+    def misfit(self, dim: int) -> InputError:
+        return InputError(
+            f"embedding.chunk: a vector is {self._most} chunks, which must divide the width "
+            f"{dim} of every layer of the model; change chunk or the model's width"
+        )
 
     def solution(self) -> dict[str, Any]:
-        width = self.config.embedding_dim // self._chunks
-        return {"rows": self._shared, "chunk": width, "chunks": self._chunks}
-
-    def slots(self, f: int) -> tuple[int, ...]:
-        return () if self.fields[f].kind == "numeric" else (0,) * self._chunks
-
-    def tables(self, dim: int) -> tuple[TableSpec, ...]:
-        rows = self._shared + self._exact_rows
-        bound = self.config.init_range
-        fill = partial(nn.init.uniform_, a=-bound, b=bound)
-        store = SignedStore.of if self.config.sign else None
-        return (TableSpec("robe", rows, self._width(dim), fill, store=store),) if rows else ()
+        width = self.config.embedding_dim // self._most
+        return {"rows": self._shared, "chunk": width, "chunks": self._most}
 
     def row_map(self) -> nn.Module:
         names = [owner_name(field) for field in self.fields if field.kind != "numeric"]
@@ -171,15 +128,11 @@ class Robe(TableMethod):
                 0 if h else self._shared + self._exact[name] + b * steps
                 for (name, b), h in zip(blocks, hashed, strict=True)
             ],
-            strides=[self._chunks] * len(blocks),
+            strides=[self._most] * len(blocks),
             mirrors=[rows if h and self.config.sign else 0 for h in hashed],
         )
 
     def combine(self, dim: int) -> nn.Module:
-        if dim < self._chunks:
+        if dim < self._most:
             return FirstRows(blocks=self.config.hashes, steps=self.config.steps)
-        counts = [len(self.slots(f)) for f in range(len(self.fields))]
-        return ConcatRows(counts=counts, singles=self._singles())
-
-    def _singles(self) -> int:
-        return sum(field.kind == "categorical" for field in self.fields)
+        return ConcatRows(counts=self._counts(), singles=self._singles())

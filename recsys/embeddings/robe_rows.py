@@ -46,10 +46,8 @@ class BlockRows(Spans):
         mirrors: Sequence[int],
     ) -> None:
         super().__init__(counts=counts, singles=singles)
-        named = {"salt": salts, "modulus": moduli, "offset": offsets, "stride": strides}
-        for name, values in {**named, "mirror": mirrors, "step": range(steps)}.items():
-            tensor = torch.tensor(list(values), dtype=torch.int64)
-            self.register_buffer(name, tensor, persistent=False)
+        self.keep(salt=salts, modulus=moduli, offset=offsets, stride=strides, mirror=mirrors)
+        self.keep(step=range(steps))
 
     def forward(self, ids: Tensor, f: int) -> Tensor:
         start, n = self.span(f)

@@ -1,12 +1,13 @@
 """Gates of table rows, and tables behind gates. Scriptable at every stage of a run."""
 
-from typing import ClassVar, List, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recsys.embeddings.store import FloatStore, TorchStore
+from recsys.selection.wrapped import WrappedStore
 
 START = 0.5
 """Where the logit of a learned gate starts; it closes at 0."""
@@ -27,23 +28,12 @@ class RowGates(nn.Module):
         """Gates that learn stop learning; the trainer resumes a run behind this point by it."""
 
 
-class GatedStore(FloatStore):
-    """``store(rows) * gate(rows)``; to layers and optimisers it looks like ``store``."""
-
-    __jit_unused_properties__: ClassVar[List[str]] = ["weight"]
+class GatedStore(WrappedStore):
+    """``store(rows) * gate(rows)``."""
 
     def __init__(self, *, store: FloatStore, gate: RowGates) -> None:
-        super().__init__()
-        self.store = store
+        super().__init__(store=store)
         self.gate = gate
-        self.sparse = store.sparse
-        self.fused = store.fused
-        self.padding = store.padding
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The table under the gates."""
-        return self.store.weight
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.store(rows) * self.gate(rows)  # (..., width)

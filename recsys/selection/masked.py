@@ -1,35 +1,24 @@
 """Tables under a mask of single weights. Scriptable at every stage of a run."""
 
-from typing import ClassVar, List
-
 import torch
 from torch import Tensor
 
 from recsys.embeddings.compact import compact
 from recsys.embeddings.store import FloatStore, Store
+from recsys.selection.wrapped import WrappedStore
 
 
-class MaskedStore(FloatStore):
-    """``store(rows) * mask[rows]``; to layers and optimisers it looks like ``store``.
+class MaskedStore(WrappedStore):
+    """``store(rows) * mask[rows]``.
 
     **Shape:** rows (...) -> (..., width). Masked weights get no gradient.
     """
 
-    __jit_unused_properties__: ClassVar[List[str]] = ["weight"]
     mask: Tensor
 
     def __init__(self, *, store: FloatStore) -> None:
-        super().__init__()
-        self.store = store
-        self.sparse = store.sparse
-        self.fused = store.fused
-        self.padding = store.padding
+        super().__init__(store=store)
         self.register_buffer("mask", torch.ones(store.weight.shape, dtype=torch.bool))
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The table under the mask."""
-        return self.store.weight
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.store(rows) * self.mask[rows.long()]  # (..., width)

@@ -1,6 +1,6 @@
 """Tables whose blocks of rows may share storage, and the row map of the packed ones."""
 
-from typing import ClassVar, List, Sequence
+from typing import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from recsys.embeddings.id_map import Spans
 from recsys.embeddings.store import FloatStore, TorchStore
 from recsys.selection.packing import smallest_dtype
+from recsys.selection.wrapped import WrappedStore
 
 
 class BlockPlaces(nn.Module):
@@ -34,23 +35,12 @@ class BlockPlaces(nn.Module):
         return here
 
 
-class SharingStore(FloatStore):
-    """``store`` seen through `BlockPlaces`; to layers and optimisers it looks like ``store``."""
-
-    __jit_unused_properties__: ClassVar[List[str]] = ["weight"]
+class SharingStore(WrappedStore):
+    """``store`` seen through `BlockPlaces`: blocks that share another's hold zeros."""
 
     def __init__(self, *, store: FloatStore, places: BlockPlaces) -> None:
-        super().__init__()
-        self.store = store
+        super().__init__(store=store)
         self.places = places
-        self.sparse = store.sparse
-        self.fused = store.fused
-        self.padding = store.padding
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The table with all its blocks; those that share another's hold zeros."""
-        return self.store.weight
 
     def forward(self, rows: Tensor) -> Tensor:
         found: Tensor = self.store(self.places(rows))
