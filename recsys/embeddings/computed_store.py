@@ -75,7 +75,7 @@ class ComputedStore(Store):
             training_bytes(
                 rows=p.size(0),
                 width=p[0].numel(),
-                optimizer=train.table_optimizer,
+                optimizer=self.optimizer(train),
                 touched=None,
             )
             for p in params

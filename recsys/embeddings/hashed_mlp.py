@@ -6,7 +6,8 @@ Tables for Recommendation", KDD 2021, https://arxiv.org/abs/2010.10784.
 An id is hashed k times into ``buckets`` values, spread over [-1, 1]; hidden layers of width h with
 batch normalisation and Mish turn that code into a vector. Nothing is stored by id: any number of
 ids shares the network, and no two have equal codes. It costs about ``k h + 4 h^2`` multiplications
-an id, which the distinct ids of a batch alone pay.
+an id, which the distinct ids of a batch alone pay. Networks move by the optimiser and the learning
+rate of the model's network, not by those of tables.
 """
 
 from __future__ import annotations

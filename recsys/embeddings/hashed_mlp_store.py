@@ -31,6 +31,8 @@ class NetworkStore(ComputedStore):
     `prepare` gives, layer by layer, a weight (in, out) and a bias (1, out).
     """
 
+    is_network = True
+
     def __init__(
         self, *, salt: int, buckets: int, code: int, hidden: int, wide: int, width: int
     ) -> None:

@@ -23,7 +23,8 @@ class Store(nn.Module):
 
     ``sparse``: the gradient of its parameters is row-sparse; ``fused``: the store moves itself, by
     the methods of `FusedStore`, and optimisers leave its parameters alone; ``padding``: index of
-    its zero row, or -1.
+    its zero row, or -1. ``is_network``: every id moves all of its parameters, which therefore move
+    by the network's optimiser and rate, not by those of tables.
 
     ``weight`` is what ``sparse`` speaks of; stores of no plain floats (quantised, computed, ...)
     may have none. What works on whole tables (selection, L2 of projections) takes `FloatStore`.
@@ -33,6 +34,11 @@ class Store(nn.Module):
     sparse: bool
     fused: bool
     padding: int
+    is_network: bool = False
+
+    def optimizer(self, train: TrainConfig) -> Literal["adam", "adagrad", "rowwise_adagrad", "sgd"]:
+        """What moves its parameters."""
+        return train.optimizer if self.is_network else train.table_optimizer
 
     def memory(self, train: TrainConfig, fetched: int) -> MemoryReport:
         """Sizes, without lookups. ``fetched``: rows that one batch fetches at most."""

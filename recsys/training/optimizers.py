@@ -2,13 +2,15 @@
 
 Table parameters are all parameters of the embedding layers: tables, projections and the vectors
 of numeric fields. They use ``table_optimizer``, ``table_learning_rate`` and ``embedding_l2``; all
-other parameters use ``optimizer``, ``learning_rate`` and ``weight_decay``.
+other parameters use ``optimizer``, ``learning_rate`` and ``weight_decay``. Networks that compute
+vectors (`Store.is_network`) belong to the tables, but move by ``optimizer`` and ``learning_rate``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -176,17 +178,18 @@ def build_optimizers(
         )
         parts.append(("network", part))
     in_loss = {id(param) for layer in layers for param in layer.penalised()}
-    for l2, group in (
-        (train.embedding_l2, [(n, p) for n, p in dense if id(p) not in in_loss]),
-        (None, [(n, p) for n, p in dense if id(p) in in_loss]),
-    ):
+    networks = {id(p) for store in stores if store.is_network for p in store.parameters()}
+    by_table = (train.table_optimizer, train.table_learning_rate, False)
+    by_network = (train.optimizer, train.learning_rate, True)
+    for (optimizer, rate, computed), penalised in product((by_table, by_network), (False, True)):
+        group = [
+            (name, param)
+            for name, param in dense
+            if (id(param) in networks) == computed and (id(param) in in_loss) == penalised
+        ]
         if group:
-            part = DenseGroup(
-                group,
-                optimizer=train.table_optimizer,
-                learning_rate=train.table_learning_rate,
-                l2=l2,
-            )
+            l2 = None if penalised else train.embedding_l2
+            part = DenseGroup(group, optimizer=optimizer, learning_rate=rate, l2=l2)
             parts.append(("tables", part))
     frequencies: dict[int, Tensor] = {}
     if train.embedding_l2.value > 0 and train.embedding_l2.mode == "batch_aware":

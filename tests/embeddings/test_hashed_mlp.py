@@ -8,6 +8,7 @@ import torch
 from computed_cases import fields, learned_auc, plan
 from embedding_cases import DIMS, FIELDS, build, config, encoded
 from pydantic import ValidationError
+from torch import nn
 
 from recsys.embeddings.budget import budget_bytes
 from recsys.embeddings.hashed_mlp import HashedMlp
@@ -19,6 +20,8 @@ from recsys.embeddings.hashed_mlp_store import (
     hash_codes,
 )
 from recsys.features.hashing import salt
+from recsys.settings import TrainConfig
+from recsys.training.optimizers import build_optimizers
 from recsys.types import Batch, FieldSpec, InputError
 
 WORD = 2**64
@@ -232,3 +235,22 @@ def test_learns_nearly_what_a_full_table_learns() -> None:
     network = {"method": "hashed_mlp", "hashes": 32, "width": 20, "hidden_layers": 2}
     full = learned_auc({"method": "full"}, fields)
     assert 0.8 < learned_auc(network, fields) < full
+
+
+def test_networks_move_at_the_rate_of_the_network() -> None:
+    """Also where tables have an optimiser and a rate of their own (Adagrad at .05 diverges)."""
+    id_map, layers = build({"method": "hashed_mlp", "width": 4, "hashes": 8})
+    rates = {"optimizer": "sgd", "learning_rate": 0.25}
+    rates |= {"embedding_optimizer": "adagrad", "embedding_learning_rate": 0.05}
+    optimizers = build_optimizers(nn.ModuleDict(layers), TrainConfig.model_validate(rates))
+    networks = [s for s in layers["main"].tables if isinstance(s, HashedMlpStore)]
+    assert networks
+    optimizers.zero_grad()
+    layers["main"](id_map(encoded(8))).square().sum().backward()
+    before = [network.out.detach().clone() for network in networks]
+    gradients = [network.out.grad for network in networks]
+    optimizers.step()
+    for network, start, gradient in zip(networks, before, gradients, strict=True):
+        assert gradient is not None
+        assert gradient.abs().sum() > 0
+        torch.testing.assert_close(network.out.detach(), start - 0.25 * gradient)
