@@ -85,14 +85,9 @@ def run(
                     plan = _tabled(config, features, name, budget)
             except InputError as error:
                 reason = " ".join(str(error).split())
-                infeasible.append(
-                    {
-                        "method": name,
-                        "budget": budget,
-                        "floor": error.floor if isinstance(error, BudgetTooSmall) else None,
-                        "reason": reason,
-                    }
-                )
+                floor = error.floor if isinstance(error, BudgetTooSmall) else None
+                left_out = {"method": name, "budget": budget, "floor": floor, "reason": reason}
+                infeasible.append(left_out)
                 reporter.say(f"left out: {name} at {budget}: {reason}")
                 continue
             label = f"{name}@{budget}"

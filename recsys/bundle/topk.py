@@ -51,7 +51,6 @@ def export_top_k(
     """
     assert k > 0
     specials, bias = model.specials, model.item_bias()
-    assert isinstance(specials, int)
     assert len(items) == len(bias), f"{len(items)} items for {len(bias)} ids"
     assert items.slice(specials).null_count == 0, "an id that can be recommended has no raw item"
     tested = stress_rows(rows, inputs)

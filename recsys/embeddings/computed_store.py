@@ -75,7 +75,7 @@ class ComputedStore(Store):
             training_bytes(
                 rows=p.size(0),
                 width=p[0].numel(),
-                optimizer=self.optimizer(train),
+                optimizer=train.optimizer if self.is_network else train.table_optimizer,
                 touched=None,
             )
             for p in params

@@ -36,10 +36,6 @@ class Store(nn.Module):
     padding: int
     is_network: bool = False
 
-    def optimizer(self, train: TrainConfig) -> Literal["adam", "adagrad", "rowwise_adagrad", "sgd"]:
-        """What moves its parameters."""
-        return train.optimizer if self.is_network else train.table_optimizer
-
     def memory(self, train: TrainConfig, fetched: int) -> MemoryReport:
         """Sizes, without lookups. ``fetched``: rows that one batch fetches at most."""
         raise NotImplementedError
