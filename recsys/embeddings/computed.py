@@ -146,7 +146,7 @@ class ComputedFields(TableMethod):
         looked_up = [field for field in self.fields if field.kind != "numeric"]
         return RangeRows(
             counts=self._counts(),
-            singles=sum(field.kind == "categorical" for field in self.fields),
+            singles=self._singles(),
             lows=[0] * len(looked_up),
             highs=[field.num_ids or 0 for field in looked_up],
             offsets=[self._starts.get(owner_of(field), 0) for field in looked_up],
@@ -155,6 +155,4 @@ class ComputedFields(TableMethod):
 
     def combine(self, dim: int) -> nn.Module:
         places = [-1 if f.kind == "numeric" else self._table(owner_of(f)) for f in self.fields]
-        return RowOfTables(
-            places=places, singles=sum(field.kind == "categorical" for field in self.fields)
-        )
+        return RowOfTables(places=places, singles=self._singles())

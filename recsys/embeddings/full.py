@@ -88,7 +88,7 @@ class Full(TableMethod):
         looked_up = [field for field in self.fields if field.kind != "numeric"]
         return RangeRows(
             counts=self._counts(),
-            singles=sum(field.kind == "categorical" for field in self.fields),
+            singles=self._singles(),
             lows=[0] * len(looked_up),
             highs=[field.num_ids or 0 for field in looked_up],
             offsets=[self._offsets[owner_name(field)] for field in looked_up],

@@ -49,7 +49,7 @@ class Hash(HashedFields):
         names = [owner_name(field) for field in self.fields if field.kind != "numeric"]
         return HashRows(
             counts=self._counts(),
-            singles=sum(field.kind == "categorical" for field in self.fields),
+            singles=self._singles(),
             salts=[salt(name, 0) for name in names],
             moduli=[0 if self._exact(name) else self._sizes[name] for name in names],
             offsets=[starts[name] for name in names],

@@ -195,7 +195,7 @@ class ProductQuant(TableMethod):
         looked_up = [field for field in self.fields if field.kind != "numeric"]
         return RangeRows(
             counts=self._counts(),
-            singles=sum(field.kind == "categorical" for field in self.fields),
+            singles=self._singles(),
             lows=[0] * len(looked_up),
             highs=[field.num_ids or 0 for field in looked_up],
             offsets=[self._place(owner_name(field))[1] for field in looked_up],
@@ -206,7 +206,7 @@ class ProductQuant(TableMethod):
         slots = [self.slots(f) for f in range(len(self.fields))]
         return RowOfTables(
             places=[tables[0] if tables else -1 for tables in slots],
-            singles=sum(field.kind == "categorical" for field in self.fields),
+            singles=self._singles(),
         )
 
 

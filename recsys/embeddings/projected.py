@@ -127,7 +127,7 @@ class ProjectedBlocks(TableMethod):
         parts = [part for field in looked_up for part in placed[owner_name(field)]]
         return RangeRows(
             counts=self._counts(),
-            singles=sum(field.kind == "categorical" for field in self.fields),
+            singles=self._singles(),
             lows=[block.low for _, _, block in parts],
             highs=[block.high for _, _, block in parts],
             offsets=[first for _, first, _ in parts],
@@ -148,7 +148,7 @@ class ProjectedBlocks(TableMethod):
             widths=[self._scaled(width, dim) for width in self._tables],
             sizes=[[block.rows for block in group] for group in blocks],
             places=[[(k, blocks[k].index(b)) for k, _, b in parts] for parts in of_field],
-            singles=sum(field.kind == "categorical" for field in self.fields),
+            singles=self._singles(),
             orthonormal=self.config.init == "orthonormal",
         )
 
