@@ -235,13 +235,16 @@ def score(
     k: Annotated[
         int | None, typer.Option("--k", min=1, help="Items a row, of a bundle that recommends.")
     ] = None,
+    data_root: DataRoot = ".",
     as_json: AsJson = False,
 ) -> None:
     """Score Parquet to Parquet with the TorchScript bundle (same code as `python -m serving`)."""
     from serving.batch import score as score_parquet
+    from serving.parquet import open_source
 
-    columns = [column for column in keep.split(",") if column]
-    report = score_parquet(bundle, source, out, keep=columns, k=k)
+    columns = [column.strip() for column in keep.split(",") if column.strip()]
+    rows = open_source(source, data_root, allow_empty=True)
+    report = score_parquet(bundle, rows, out, keep=columns, k=k)
     result = {
         "rows": report.rows,
         "seconds": report.seconds,
@@ -263,7 +266,7 @@ def main() -> None:
         app()
     except InputError as error:
         _fail(error, code=2)
-    except VerifyError as error:
+    except (VerifyError, OSError) as error:  # OSError: a full disk, a missing permission
         _fail(error, code=1)
     except Interrupted as error:
         _fail(error, code=130)

@@ -21,6 +21,7 @@ from pipelines.cli_shared import (
     reporter,
     show,
 )
+from serving.errors import InputError
 
 BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
 RawRows = Annotated[
@@ -62,12 +63,15 @@ def explain(
         list[Path] | None, typer.Option(help="FILE.png: averaged maps; FILE.parquet: of each row.")
     ] = None,
     uri: RunUri = None,
+    data_root: DataRoot = ".",
     as_json: AsJson = False,
 ) -> None:
     """Attention maps of AutoInt: which field looks at which, per row and averaged."""
     from pipelines import explain as pipeline
 
-    result = pipeline.run(bundle, data, rows=rows, out=out or (), uri=uri, reporter=reporter())
+    result = pipeline.run(
+        bundle, data, root=data_root, rows=rows, out=out or (), uri=uri, reporter=reporter()
+    )
     show(result, as_json, pipeline.render)
 
 
@@ -80,6 +84,7 @@ def importance(
     seed: Annotated[int, typer.Option(min=0, help="Of the shuffles.")] = 0,
     out: Annotated[list[Path] | None, typer.Option(help="FILE.png: the bars.")] = None,
     uri: RunUri = None,
+    data_root: DataRoot = ".",
     as_json: AsJson = False,
 ) -> None:
     """What shuffling each column costs in AUC and logloss, with confidence intervals; any model."""
@@ -88,6 +93,7 @@ def importance(
     result = pipeline.run(
         bundle,
         data,
+        root=data_root,
         rows=rows,
         repeats=repeats,
         seed=seed,
@@ -143,6 +149,8 @@ def embeddings(
 ) -> None:
     """The table methods; with a config, what each makes of a byte budget, without training."""
     if config is None:
+        if auto or budget or methods or evidence or overrides:
+            raise InputError("recsys embeddings: these options need a CONFIG; give its YAML file")
         from recsys.embeddings import EMBEDDINGS
 
         show({name: _first_line(kind) for name, kind in EMBEDDINGS.items()}, as_json, _lines)
@@ -153,6 +161,8 @@ def embeddings(
 
     budgets = [pipeline.parse_budget(text) for text in budget or ["1.0", "0.5", "0.1", "0.01"]]
     if auto:
+        if methods:
+            raise InputError("--methods: --auto chooses among all that were measured; leave it out")
         found = advice.run(
             load_config(config, overrides or ()),
             budgets=budgets,

@@ -38,9 +38,12 @@ def reporter() -> Any:
 def show(result: Any, as_json: bool, render: Any) -> None:
     """Prints ``result``: as one JSON object, or what ``render`` makes of it."""
     if as_json:
-        typer.echo(json.dumps(result))
+        from recsys.bundle.folder import plain
+
+        typer.echo(json.dumps(plain(result), allow_nan=False))
         return
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 160  # a pipe has no width; tables should not be cut
-    Console(highlight=False, soft_wrap=True, width=width).print(render(result))
+    console = Console(markup=False, highlight=False, soft_wrap=True, width=width)
+    console.print(render(result))

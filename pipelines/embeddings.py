@@ -12,6 +12,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.prepare import fit_features, sequence_files
 from recsys.config import AnyRunConfig, SequenceRunConfig
@@ -227,7 +228,7 @@ def render(result: Result) -> Table:
         table.add_column(title, justify=side)  # type: ignore[arg-type]
     for row in result["rows"]:
         if not row["feasible"]:
-            table.add_row(str(row["budget"]), row["method"], f"[dim]{row['reason']}[/dim]")
+            table.add_row(str(row["budget"]), row["method"], Text(row["reason"], style="dim"))
             continue
         worst = max(row["collisions"].items(), key=lambda item: item[1], default=("", 0.0))
         table.add_row(

@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 
 from pipelines import evaluate_ranking
+from recsys.bundle.rebuild import config_tree
 from recsys.config import parse_click_config
 from recsys.data import Source, open_source, splits
 from recsys.data.targets import groups, labels, target_columns, weights
@@ -46,6 +47,7 @@ def run(
     started = time.perf_counter()
     reporter = reporter or SilentReporter()
     opened = open_bundle(bundle)
+    slices = list(dict.fromkeys(slices))
     by_value: dict[str, list[dict[str, Any]]] = {}
     if opened.task == TopK.task:
         if slices:
@@ -67,7 +69,7 @@ def run(
         "run_id": opened.manifest.get("run_id"),
         "bundle": str(bundle),
         "metrics": {"data" if data else split: metrics},
-        "memory": opened.manifest["memory"],
+        "memory": opened.manifest.get("memory"),
         "slices": by_value,
         "seconds": seconds,
         "rows_per_second": metrics["rows"] / seconds,
@@ -92,8 +94,7 @@ def _clicks(
     slices: Sequence[str],
     reporter: Reporter,
 ) -> tuple[Predictions, dict[str, pa.ChunkedArray]]:
-    tree = bundle.manifest["config"]
-    config = parse_click_config(tree, where=f"config in {bundle.path}").data
+    config = parse_click_config(config_tree(bundle), where=f"config in {bundle.path}").data
     source = open_source(list(data), root=root) if data else split_of(config, split, root)
     scorer = Scorer(bundle)
     scorer.check(source.schema, str(source.files[0]))

@@ -45,6 +45,7 @@ def run(
     bundle: Path,
     data: str | Sequence[str],
     *,
+    root: str = ".",
     rows: int = 10_000,
     out: Sequence[Path] = (),
     uri: str | None = None,
@@ -70,12 +71,14 @@ def run(
             f"{bundle}: model {rebuilt.config.model.name!r} has no attention over fields; "
             "recsys importance explains any model"
         )
-    source = open_source(data)
+    source = open_source(data, root)
     scorer = Scorer(opened)
     scorer.check(source.schema, str(source.files[0]))
-    picked = list(spread_rows(source, scorer.columns, rows))
-    table = pa.Table.from_batches([batch.take(pa.array(picks)) for _, batch, picks in picked])
-    numbers = np.concatenate([first + picks for first, _, picks in picked])
+    parts, places = [], []
+    for first, batch, picks in spread_rows(source, scorer.columns, rows):
+        parts.append(batch.take(pa.array(picks)))
+        places.append(first + picks)
+    table, numbers = pa.Table.from_batches(parts), np.concatenate(places)
     fields = [field.name for field in rebuilt.features.fields]
     total = AttentionMean()
     gap = 0.0

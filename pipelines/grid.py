@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines import train
 from pipelines.benchmark_report import CLICKS, Columns, ranking_columns
+from recsys.bundle import VerifyError
 from recsys.config import AnyRunConfig, SequenceRunConfig, parse_config
 from recsys.training.progress import Reporter
 from recsys.training.tracking import Tracker, open_tracker
@@ -178,7 +179,7 @@ def _guarded(work: Any, job: Job, **options: Any) -> Result | str:
     """One bad config of a grid must not cost the others."""
     try:
         result: Result = work(job.config.model_dump(mode="json"), **options)
-    except InputError as error:
+    except (InputError, VerifyError) as error:
         return " ".join(str(error).split())
     return result
 

@@ -33,6 +33,7 @@ def run(
     bundle: Path,
     data: str | Sequence[str],
     *,
+    root: str = ".",
     rows: int = 20_000,
     repeats: int = 5,
     seed: int = 0,
@@ -56,7 +57,7 @@ def run(
     opened = open_bundle(bundle)
     run_record = run_of(opened, uri)
     config = parse_click_config(opened.manifest.get("config", {}), where=f"config in {bundle}")
-    source = open_source(data)
+    source = open_source(data, root)
     scorer = Scorer(opened)
     scorer.check(source.schema, str(source.files[0]))
     table, target = _sample(source, scorer.columns, config, rows)

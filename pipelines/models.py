@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -82,7 +81,7 @@ def _table(title: str, shape: Result, models: Result) -> Table:
             f"{model['network']:,}",
             f"{model['tables']:,}",
             model["needs"] or "",
-            escape(model["summary"]),
+            model["summary"],
         )
     return table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from recsys.data.item_space import fit_sequences
 from recsys.data.sequence_data import SequenceData, Windows, sequence_data
 from recsys.features import Features, fit
 from recsys.training.progress import Reporter
+from serving.errors import InputError
 
 Fit = Callable[..., Features]
 
@@ -107,7 +109,11 @@ def fit_features(
     key = json.dumps([raw.train.fingerprint, rule, fit.__name__])
     folder = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     if folder.is_dir():
-        return Features.load(folder)
+        try:
+            return Features.load(folder)
+        except InputError as error:  # damaged, or of another version: made anew, as all caches are
+            reporter.say(f"{error}; fitting again")
+            shutil.rmtree(folder)
     with reporter.bar("fit features", raw.train.num_rows) as bar:
         features = fit(config.features, raw.train, progress=bar.advance)
     cache.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,6 @@ __all__ = [
     "AnyRunConfig",
     "RunConfig",
     "SequenceRunConfig",
-    "load_click_config",
     "load_config",
     "parse_click_config",
     "parse_config",
@@ -64,11 +63,6 @@ def parse_config(tree: Mapping[str, Any], *, where: str = "config") -> AnyRunCon
         return kind.model_validate(tree)
     except ValidationError as error:
         raise InputError(f"{where}: {problems(error, kind)}") from error
-
-
-def load_click_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """`load_config` where only a model of clicks makes sense; others are an `InputError`."""
-    return _of_clicks(load_config(path, overrides), f"config {path}")
 
 
 def parse_click_config(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:

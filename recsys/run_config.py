@@ -42,13 +42,17 @@ class Run(FrozenConfig):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that decides the result of the run (not of where it is tracked).
+        """Digest of everything that decides what the run gives: not of where it is tracked, nor of
+        how its bundle is verified.
 
         Keys that are not set do not count, so that a new optional key leaves old digests alone.
         A bundle that weights start from counts by its content, not by its path. Errors:
         `InputError` if there is none.
         """
-        tree = self.model_dump(mode="json", exclude={"tracking", "export"}, exclude_none=True)
+        aside = {"tracking": True, "export": {"tolerance", "verify_rows"}}
+        tree = self.model_dump(mode="json", exclude=aside, exclude_none=True)
+        if not tree["export"]:
+            del tree["export"]
         if self.train.warm_start is not None:
             tree["train"]["warm_start"] = _bundle_digest(self.train.warm_start)
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -15,9 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0 (done), 1 (failed) or 2 (bad input, one line on stderr)."""
     arguments = _parser().parse_args(argv)
     try:
-        scorer = open_scorer(
-            arguments.bundle, arguments.threads, batch_rows=arguments.batch_rows, k=arguments.k
-        )
+        scorer = open_scorer(arguments.bundle, arguments.threads, k=arguments.k)
         report = score(
             scorer,
             arguments.source,

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,12 +34,21 @@ class Footer:
         return sum(self.group_rows)
 
 
+def _opened(file: DataFile, **options: Any) -> pq.ParquetFile:
+    # Nanoseconds, the default for the INT96 times of Spark and Hive, wrap around beyond 2262:
+    # 9999-12-31, a usual mark for "never", would be in 1816.
+    unit = "us"
+    return pq.ParquetFile(
+        file.path, filesystem=file.filesystem, coerce_int96_timestamp_unit=unit, **options
+    )
+
+
 def read_footer(file: DataFile) -> Footer:
     """Raises `InputError` if ``file`` is empty, cut short or no Parquet."""
     if file.size == 0:
         raise InputError(f"{file.label}: the file is empty (0 bytes); write it again or remove it")
     try:
-        with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
+        with _opened(file) as parquet:
             metadata = parquet.metadata
             sink = pa.BufferOutputStream()
             metadata.write_metadata_file(sink)
@@ -74,13 +84,8 @@ def read_batches(
     nested = any(_list_of_dictionaries(footer.schema.field(name).type) for name in columns)
     groups = range(len(footer.group_rows))
     calls = [[group] for group in groups] if nested or not local else [list(groups)]
-    with pq.ParquetFile(
-        file.path,
-        filesystem=file.filesystem,
-        read_dictionary=text,
-        pre_buffer=not local,
-        buffer_size=2**16 if local else 0,
-    ) as parquet:
+    options = {"pre_buffer": not local, "buffer_size": 2**16 if local else 0}
+    with _opened(file, read_dictionary=text, **options) as parquet:
         for chosen in calls:
             for batch in parquet.iter_batches(batch_rows, row_groups=chosen, columns=columns):
                 yield batch.num_rows, {name: batch.column(name) for name in columns}
@@ -95,7 +100,7 @@ def diagnose(file: DataFile, footer: Footer, columns: list[str], error: BaseExce
     for group in range(len(footer.group_rows)):
         for name in columns:
             try:
-                with pq.ParquetFile(file.path, filesystem=file.filesystem) as parquet:
+                with _opened(file) as parquet:
                     parquet.read_row_group(group, [name])
             except READ_ERRORS as found:
                 return (

@@ -80,7 +80,7 @@ def _locate_one(item: str, root: str | None) -> list[DataFile]:
     if not infos:
         raise InputError(
             f"data path {item!r} names no Parquet file (looked at {full}); "
-            "check the path, or set --data-root for relative paths"
+            "check the path, and the folder that relative paths start from"
         )
     return [_data_file(filesystem, info, base, prefix) for info in infos]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
@@ -16,7 +17,7 @@ __all__ = ["from_dicts"]
 Row = Mapping[str, Any]
 Types = Tuple[type, ...]
 
-_NUMBER: Types = (int, float, bool, np.integer, np.floating, np.bool_)
+_NUMBER: Types = (int, float, bool, np.integer, np.floating, np.bool_, decimal.Decimal)
 _ACCEPTS: Dict[str, Types] = {
     "text": (str,),
     "int": (int, np.integer),
@@ -87,6 +88,8 @@ def _array(values: List[Any], family: str) -> pa.Array:
 
 
 def _moment(value: Any) -> Any:
+    if value != value:  # NaT
+        return None
     if isinstance(value, np.datetime64):
         return value.astype("datetime64[us]").item()
     if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):

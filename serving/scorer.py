@@ -90,7 +90,14 @@ class Served:
         return encode(rows, self.inputs)
 
     def _from_frame(self, frame: Any) -> pa.Table:
-        present = [column for column in self.columns if column in frame.columns]
+        names = list(frame.columns)
+        present = [column for column in self.columns if column in names]
+        for column in present:
+            if names.count(column) > 1:
+                raise InputError(
+                    f"column {column!r} of the DataFrame is there {names.count(column)} times; "
+                    "keep one of them"
+                )
         arrays: List[pa.Array] = []
         for column in present:
             try:

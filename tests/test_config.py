@@ -150,6 +150,10 @@ def test_fingerprint_follows_the_result_not_the_tracking() -> None:
     other = parse_config({**TREE, "seed": 1})
     assert config.fingerprint == elsewhere.fingerprint
     assert config.fingerprint != other.fingerprint
+    judged = parse_config({**TREE, "export": {"tolerance": 1e-4, "verify_rows": 10}})
+    assert config.fingerprint == judged.fingerprint
+    rounded = parse_config({**TREE, "export": {"quantise": "int8"}})
+    assert config.fingerprint != rounded.fingerprint  # or its bundle would replace that of floats
 
 
 def test_schema_describes_every_part() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 from torch import nn
 
-from recsys.bundle.folder import in_service, record_proof, script, staged, write
+from recsys.bundle.folder import in_service, record_proof, staged, write
 from recsys.bundle.graph import ServingGraph
 from recsys.bundle.stress import stress_rows
 from recsys.bundle.verify import VerifyReport, expected_scores, verify
 from recsys.features import Features
 from serving.encode import InputField
 
-__all__ = ["export", "export_verified", "script"]
+__all__ = ["export", "export_verified"]
 
 _OUTPUT = {"name": "score", "dtype": "float32", "shape": ["B"], "meaning": "probability of label 1"}
 

@@ -27,7 +27,7 @@ from serving.encode import InputField
 from serving.errors import InputError
 from serving.ids import ID_RULE
 
-__all__ = ["in_service", "record_proof", "script", "staged", "write"]
+__all__ = ["in_service", "plain", "record_proof", "script", "staged", "write"]
 
 _OWN_KEYS = frozenset(
     {"format_version", "created", "id_rule", "inputs", "output", "versions", "files", "verified"}
@@ -98,7 +98,7 @@ def write(
         "output": output,
         "versions": _versions(),
         "files": files,
-        **_plain(extra),
+        **plain(extra),
     }
     _write_json(folder / MANIFEST, content)
     return content
@@ -123,12 +123,12 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN and no infinity: null stands for them."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

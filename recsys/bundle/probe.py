@@ -27,7 +27,7 @@ def main(root: str, bundle: str, raw: str, out: str, batch_rows: int, threads: i
 
     with pa.OSFile(raw, "rb") as file:
         rows = pa.ipc.open_file(file).read_all()
-    scorer = open_scorer(bundle, threads, batch_rows=batch_rows)
+    scorer = open_scorer(bundle, threads)
     empty = scorer.answer(rows.slice(0, 0))
     if any(len(column) for column in empty):
         raise SystemExit(f"an empty batch gives answers of lengths {[len(c) for c in empty]}")

@@ -65,11 +65,11 @@ def splits(config: DataConfig, root: str | os.PathLike[str] | None = None) -> Sp
     assert config.split is not None, "DataConfig has split with source"
     source = open_source(config.source, root)
     check_targets(source, config)
-    assign, needs = _assignment(source, config, config.split)
+    assign, needs, rule = _assignment(source, config, config.split)
     wanted = [True, config.split.valid > 0, config.split.test > 0]
     if config.split.method == "leave_last_out":
         wanted = [True, True, True]
-    parts = [Part(source, assign, needs, number, config.split) for number in (TRAIN, VALID, TEST)]
+    parts = [Part(source, assign, needs, rule, number, config.split) for number in range(3)]
     for part, want in zip(parts, wanted, strict=True):
         if want and part.num_rows == 0:
             raise InputError(
@@ -82,20 +82,20 @@ def splits(config: DataConfig, root: str | os.PathLike[str] | None = None) -> Sp
 
 def _assignment(
     source: Source, config: DataConfig, split: SplitConfig
-) -> tuple[Assign, tuple[str, ...]]:
-    """The rule, and the columns that it reads."""
+) -> tuple[Assign, tuple[str, ...], tuple[str, ...]]:
+    """The rule, the columns that it reads from each batch, and all columns that decide."""
     if split.valid + split.test >= 1:
         raise InputError("data.split: valid + test must be below 1, or no row is left to train on")
     if split.method == "random":
-        return _Random(split), ()
+        return _Random(split), (), ()
     assert config.timestamp is not None
     if split.method == "time":
         shares = (split.test + split.valid, split.test)
         bounds = open_time_bounds(source, config.timestamp, shares)
-        return _Time(config.timestamp, bounds), (config.timestamp,)
+        return _Time(config.timestamp, bounds), (config.timestamp,), (config.timestamp,)
     assert config.group is not None
     last, before = last_rows(source, config.group, config.timestamp)
-    return _Places(valid=before, test=last), ()
+    return _Places(valid=before, test=last), (), (config.group, config.timestamp)
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,15 @@ def splitmix64(values: np.ndarray, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of ``source`` that a split gives to one part; a `Source` itself."""
+    """The rows of ``source`` that a split gives to one part; a `Source` itself.
+
+    ``needs``: columns that ``assign`` reads from each batch; ``rule``: those that decide.
+    """
 
     source: Source
     assign: Assign
     needs: tuple[str, ...]
+    rule: tuple[str, ...]
     number: int
     split: SplitConfig
     num_rows: int = field(init=False)
@@ -178,7 +182,7 @@ class Part:
     @property
     def fingerprint(self) -> str:
         """Of the log, the split and the part."""
-        text = f"{self.source.fingerprint} {self.split.model_dump_json()} {self.needs} {self.name}"
+        text = f"{self.source.fingerprint} {self.split.model_dump_json()} {self.rule} {self.name}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def batches(

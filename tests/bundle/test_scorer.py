@@ -78,6 +78,9 @@ def test_errors_name_the_column(scorer: Scorer) -> None:
         scorer.predict(rows.to_pandas().assign(item=[1.0, None, 3.0]))
     with pytest.raises(InputError, match="column 'user' of the DataFrame mixes types"):
         scorer.predict(rows.to_pandas().assign(user=pd.Series(["a", 1, None], dtype=object)))
+    twice = pd.concat([rows.to_pandas(), rows.to_pandas()[["user"]]], axis=1)
+    with pytest.raises(InputError, match="column 'user' of the DataFrame is there 2 times"):
+        scorer.predict(twice)
     with pytest.raises(InputError, match="column 'item', row 1: 'x' is str"):
         scorer.predict([{"item": 1}, {"item": "x"}])
     with pytest.raises(InputError, match="cannot score dict; give a pyarrow Table"):

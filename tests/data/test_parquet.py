@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import decimal
 import os
 import random
@@ -290,3 +291,11 @@ def test_dictionaries_decode_to_the_same_text(tmp_path):
         v for b in source.batches(["s"], 3000, dictionary=["s"]) for v in b.column(0).to_pylist()
     ]
     assert got == words
+
+
+def test_int96_times_beyond_2262_do_not_wrap_around(tmp_path):
+    moments = [datetime.datetime(2024, 1, 1), datetime.datetime(9999, 12, 31), None]
+    table = pa.table({"t": pa.array(moments, pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    rows = rows_of(open_source(tmp_path / "a.parquet"), ["t"])
+    assert [row["t"] for row in rows] == moments

@@ -191,3 +191,22 @@ def test_times_that_order_nothing(tmp_path, times, message):
     write(tmp_path, pa.table({"n": [0, 1, 2], "label": [0] * 3, "user": [0] * 3, "time": times}))
     with pytest.raises(InputError, match=message):
         splits(config("time", valid=0.3, test=0.3), tmp_path)
+
+
+def test_what_decides_is_in_the_fingerprint(tmp_path):
+    other = pa.array(RNG.permutation(ROWS) * 10**9).cast(pa.timestamp("ns"))
+    table = TABLE.append_column("other", other).append_column("whole", pa.array(["one"] * ROWS))
+    write(tmp_path, table)
+    for method, changes in {
+        "random": ({},),
+        "time": ({}, {"timestamp": "other"}),
+        "leave_last_out": ({}, {"timestamp": "other"}, {"group": "whole"}),
+    }.items():
+        tree = config(method).model_dump(exclude_unset=True)
+        found = [
+            splits(DataConfig.model_validate({**tree, **change}), tmp_path) for change in changes
+        ]
+        for name in ("train", "valid", "test"):
+            rows = {tuple(numbers(getattr(parts, name))) for parts in found}
+            prints = {getattr(parts, name).fingerprint for parts in found}
+            assert len(rows) == len(prints) == len(changes), (method, name)

@@ -14,6 +14,8 @@ from mlflow import MlflowClient
 
 from pipelines import benchmark, grid
 from pipelines.benchmark_report import BEGIN, END, markdown, summary
+from recsys.bundle import VerifyError
+from recsys.config import AnyRunConfig
 from recsys.data.synthetic import PlantedLog, write_log
 from recsys.types import InputError
 
@@ -112,6 +114,23 @@ def test_one_bad_run_does_not_cost_the_others(tmp_path: Path, log: PlantedLog) -
     assert [row["config"] for row in result["rows"]] == ["lr"]
     assert len(result["failed"]) == 1
     assert "nowhere" in result["failed"][0]
+
+
+def test_a_bundle_that_cannot_be_proved_costs_its_own_run_alone(
+    tmp_path: Path, log: PlantedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = grid.train.run
+
+    def fails_once(config: AnyRunConfig, **options: Any) -> Any:
+        if config.seed == 5:
+            raise VerifyError("scores differ by 1.0")
+        return train(config, **options)
+
+    monkeypatch.setattr(grid.train, "run", fails_once)
+    result = benchmark.run([config(tmp_path, log, "lr")], seeds=2, out=tmp_path / "runs")
+    assert [row["seeds"] for row in result["rows"]] == [[6]]
+    (line,) = result["failed"]
+    assert "scores differ by 1.0" in line
 
 
 def result(auc: float, parameters: int) -> dict[str, Any]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from planted_xor import FIELDS, Recsys, Trained, is_png, printed, tree
 
 from pipelines import explain, importance, train
+from pipelines.sample import spread_rows
 from recsys.bundle import export
 from recsys.bundle.rebuild import rebuild
 from recsys.config import parse_config
@@ -104,6 +111,76 @@ def test_explain_on_the_command_line(xor: Trained, tmp_path: Path, recsys: Recsy
     assert result["out"] == ["a/maps.png", "a/rows.parquet"]
     assert is_png(tmp_path / "a" / "maps.png")
     assert len(pq.read_table(tmp_path / "a" / "rows.parquet")) == 50 * 2 * 36
+
+
+def test_only_picked_rows_are_held(xor: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[weakref.ref[pa.RecordBatch]] = []
+
+    def watched(*args: Any) -> Iterator[Any]:
+        for first, batch, picks in spread_rows(*args):
+            assert sum(known() is not None for known in batches) <= 1  # the loop's own last one
+            batches.append(weakref.ref(batch))
+            yield first, batch, picks
+
+    monkeypatch.setattr(explain, "spread_rows", watched)
+    files = [xor.data, xor.folder / "train.parquet", xor.data.with_name("copy.parquet")]
+    shutil.copy(xor.data, files[-1])
+    explain.run(xor.bundle, [str(file) for file in files], rows=50)
+    assert len(batches) >= 3
+
+
+def test_relative_paths_start_from_the_data_root(
+    xor: Trained, tmp_path: Path, recsys: Recsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = xor.data.name
+    root = ["--data-root", xor.data.parent]
+    for verb in (["explain", xor.bundle, name], ["importance", xor.bundle, name]):
+        code, out, errors = recsys(*verb, "--rows", 40, *root, "--json")
+        assert (code, json.loads(out)["rows"]) == (0, 40), errors
+    monkeypatch.setenv("RECSYS_DATA_ROOT", str(xor.data.parent))
+    code, _, errors = recsys("score", xor.bundle, name, "out.parquet", "--keep", "a, label")
+    assert code == 0, errors
+    assert pq.read_schema(tmp_path / "out.parquet").names == ["a", "label", "score"]
+
+
+def test_values_are_shown_as_they_are_and_json_is_json(
+    xor: Trained, tmp_path: Path, recsys: Recsys
+) -> None:
+    rows = pq.read_table(xor.data).slice(0, 40)
+    marked = pa.array(["[sale] shoe", "[/b] x"] * 20)
+    rows = rows.set_column(rows.schema.get_field_index("label"), "label", pa.array([0] * 40))
+    pq.write_table(rows.append_column("shop", marked), tmp_path / "marked.parquet")
+    words = ["evaluate", xor.bundle, "--data", "marked.parquet", *["--slice", "shop"] * 2]
+    code, out, errors = recsys(*words)
+    assert code == 0, errors
+    assert "[sale] shoe" in out
+    assert "[/b] x" in out
+    code, out, errors = recsys(*words, "--json")
+    assert code == 0, errors
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    result = json.loads(out, parse_constant=refuse)
+    assert result["metrics"]["data"]["auc"] is None  # of one class
+    assert len(result["slices"]["shop"]) == 2
+
+
+def test_a_bundle_without_config_and_a_file_as_folder_are_one_line(
+    xor: Trained, tmp_path: Path, recsys: Recsys
+) -> None:
+    opened = open_bundle(xor.bundle)
+    rebuilt = rebuild(opened)
+    parts = (rebuilt.graph.model, rebuilt.graph.encoder, rebuilt.graph.id_map, opened.inputs)
+    export(*parts, tmp_path / "bare", manifest={}, features=rebuilt.features)
+    code, _, errors = recsys("evaluate", "bare", "--data", xor.data)
+    assert (code, len(errors.strip().splitlines())) == (2, 1), errors
+    assert "holds no config" in errors
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree(xor.folder)))
+    code, _, errors = recsys("train", "run.yaml", "--out", "file")
+    assert (code, len(errors.strip().splitlines())) == (1, 1), errors
+    assert "Not a directory" in errors
 
 
 def test_the_picture_joins_the_run(xor: Trained, tmp_path: Path) -> None:

@@ -8,17 +8,15 @@ from pathlib import Path
 import pytest
 
 from pipelines import prepare as module
-from recsys.config import parse_config
+from recsys.config import AnyRunConfig, parse_config
 from recsys.data.synthetic import write_log
 from recsys.features import Features
 from recsys.training.progress import SilentReporter
 
 
-def test_two_runs_may_fit_the_same_features_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def one_column(tmp_path: Path) -> AnyRunConfig:
     log = write_log(tmp_path / "log", rows=400, eval_rows=100, seed=1)
-    config = parse_config(
+    return parse_config(
         {
             "name": "shared",
             "data": {"train": str(log.train), "label": "label"},
@@ -27,6 +25,27 @@ def test_two_runs_may_fit_the_same_features_at_once(
             "model": {"name": "lr"},
         }
     )
+
+
+def test_a_damaged_cache_of_features_is_made_anew(tmp_path: Path) -> None:
+    config, cache = one_column(tmp_path), tmp_path / "cache"
+
+    def prints() -> str:
+        prepared = module.prepare(config, root=".", cache=cache, reporter=SilentReporter())
+        return prepared.features.fingerprint
+
+    first = prints()
+    for damage in (Path.unlink, lambda path: path.write_bytes(b"")):
+        (file,) = cache.glob("features-*/features.safetensors")
+        damage(file)
+        assert prints() == first
+        assert file.stat().st_size > 0
+
+
+def test_two_runs_may_fit_the_same_features_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = one_column(tmp_path)
     both_have_fitted = threading.Barrier(2, timeout=60)
     save = Features.save
 

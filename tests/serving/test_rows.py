@@ -1,6 +1,7 @@
 """Dicts give the same batches as Arrow, or name column and row."""
 
 import datetime as dt
+import decimal
 
 import numpy as np
 import pandas as pd
@@ -88,6 +89,10 @@ def test_numpy_pandas_and_calendar_values() -> None:
     assert ids(m=dt.date(2020, 1, 1))[4] == noon - 12 * 3600 * 10**6
     numbers = from_dicts([{"x": v} for v in (np.float32(1.5), 2, True, np.bool_(False))], INPUTS)
     assert encode(numbers, INPUTS).floats[:, 0].tolist() == [1.5, 2.0, 1.0, 0.0]
+    exact = from_dicts([{"x": decimal.Decimal("1.25")}], INPUTS)
+    assert encode(exact, INPUTS).floats[0].tolist() == [1.25]
+    for missing in (pd.NaT, np.datetime64("NaT")):
+        assert ids(m=missing)[4] == NULL_ID
     lists = from_dicts([{"h": ("a",)}, {"h": np.array(["a"])}], INPUTS)
     assert encode(lists, INPUTS).lengths.tolist() == [[1], [1]]
 
