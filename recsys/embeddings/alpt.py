@@ -97,7 +97,7 @@ class LearnedStepStore(IntegerStore):
     def memory(self, train: TrainConfig, fetched: int) -> MemoryReport:
         rows = self.codes.size(0)
         steps = FLOAT_BYTES * state_floats(self._optimizer, rows, 1)
-        return super().memory(train, fetched) + MemoryReport(rows, 0, steps, 0)
+        return super().memory(train, fetched) + MemoryReport(0, 0, steps, 0)
 
     def trained(self) -> list[Tensor]:
         return [self.codes, self._steps().step]

@@ -28,8 +28,9 @@ def row_frequencies(layer: EmbeddingLayer) -> list[Tensor]:
                 "mode touched_rows"
             )
         ids = torch.arange(len(field.counts), device=layer.order.device)
-        rows = layer.row_map(ids.unsqueeze(-1), f).long().cpu()  # (V, T)
+        rows = layer.row_map(ids.unsqueeze(-1), f).long()  # (V, T)
         counts = torch.from_numpy(field.counts).double()  # (V,)
         for t, table in enumerate(layer.slots(f)):
-            totals[table].index_add_(0, rows[:, t], counts)
+            entries = layer.tables[table].rows_of(rows[:, t]).cpu()  # blocks may share rows
+            totals[table].index_add_(0, entries, counts)
     return [total.float() for total in totals]

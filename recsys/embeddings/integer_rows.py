@@ -37,10 +37,11 @@ def stochastic_round(values: Tensor, limit: int) -> Tensor:
 class Scale(nn.Module):
     """What one unit of a code is worth. **Shape:** rows (...) -> (..., 1), or one that broadcasts.
 
-    ``bytes_per_row``: of its tensors.
+    ``bytes_per_row``: of its tensors; ``learned_per_row``: numbers of them that are trained.
     """
 
     bytes_per_row: int
+    learned_per_row: int = 0
 
     def fitted(self, rows: Tensor, values: Tensor, limit: int) -> Tensor:
         """Scales (U, 1) with which ``values`` (U, d) are to be written to ``rows`` (U,); kept."""
@@ -98,6 +99,7 @@ class RowSteps(Scale):
 
     step: Tensor
     bytes_per_row: int = 4
+    learned_per_row: int = 1
 
     def __init__(self, rows: int, *, start: float) -> None:
         super().__init__()
@@ -136,7 +138,12 @@ class IntegerRows(Store):
 
     def memory(self, train: TrainConfig, fetched: int) -> MemoryReport:
         stored = self.stored_bytes()
-        return MemoryReport(self.codes.numel(), stored, stored, 0)
+        return MemoryReport(self.trained_numbers(), stored, stored, 0)
+
+    @torch.jit.unused
+    def trained_numbers(self) -> int:
+        """Codes, and scales that are learned."""
+        return self.codes.numel() + self.codes.size(0) * self.scale.learned_per_row
 
     def stored_bytes(self) -> int:
         """Bytes of codes and scales."""

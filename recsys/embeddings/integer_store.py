@@ -172,7 +172,8 @@ class IntegerStore(IntegerRows, FusedStore):
         # the decoded rows of a batch, their gradients, and their numbers
         batch = min(rows, fetched) * (2 * FLOAT_BYTES * width + INDEX_BYTES)
         stored = self.stored_bytes()
-        return MemoryReport(rows * width, stored, stored + FLOAT_BYTES * state + batch, 0)
+        training = stored + FLOAT_BYTES * state + batch
+        return MemoryReport(self.trained_numbers(), stored, training, 0)
 
     def trained(self) -> List[Tensor]:
         return [self.codes]

@@ -3,26 +3,28 @@
 Zhao et al., "AutoDim: Field-aware Embedding Dimension Search in Recommender Systems", WWW 2021,
 https://arxiv.org/abs/2006.14827.
 
-Search: a feature has candidates of widths 2, 4, 8, .. and D, each with a table, a projection to D
-and batch norm (`recsys.selection.width_search`); their sum, weighted by a Gumbel softmax, is the
-vector. Weights learn on train without ``share`` of its rows, the logits of the softmax on that
-share alone, in turn (first-order DARTS). Then each feature takes the candidate of largest logit,
-and the model trains from its first weights on all of train, with a table of that width and a
-projection to D.
+Search: a feature has candidates of widths 2, 4, 8, .. and D, each with a table and a projection to
+D (`recsys.selection.width_search`); their sum, weighted by a Gumbel softmax, is the vector. Weights
+learn on train without ``share`` of its rows, the logits of the softmax on that share alone, in turn
+(first-order DARTS). Then each feature takes the candidate of largest logit, and the model trains
+from its first weights on all of train, with a table of that width and a projection to D.
 
 The size is what comes out: **no budget is met**. ``size_penalty`` leans towards small tables; it
 joins the loss as ``size_penalty * (expected floats) / (floats at full width)``, in nats.
 
 The published temperature, 1 - 5e-5 t down to 0.01, and rate of the logits, 1e-3, are meant for some
 20,000 steps; a shorter search ends nearly where it began. Here the temperature falls to 0.01 over
-the steps there are, and a logit can move by ``logit_step`` an epoch. The projections have no bias,
-so that a feature without ids gives a vector of zeros, and lists are pooled before them; after the
-search there is no batch norm, as published. It counts padding among positions of sequences.
+the steps there are, and a logit can move by ``logit_step`` an epoch.
 
-Only looked-up rows are needed: tables may be trained densely or row-sparse. The search holds about
-twice the floats of the full table (`EmbeddingLayer.memory` counts them), and a copy of the first
-weights. First-order weights, one or two floats wide, are left alone. L2 on all rows is meant for
-the vectors: in the search, where batch norm makes them as long as they are, there is none.
+The published search normalises each projection over the batch. That makes the vector of an id that
+was hardly ever met as long as any other: noise, whose products in a factorisation machine grow with
+the width, so that the narrowest candidate wins (`benchmarks/RESULTS.md`). Here candidates start
+equally long instead, learn under the L2 of the vectors, and nothing is normalised.
+
+The projections have no bias, so that a feature without ids gives a vector of zeros, and lists are
+pooled before them. Only looked-up rows are needed: tables may be trained densely or row-sparse. The
+search holds about twice the floats of the full table (`EmbeddingLayer.memory` counts them), and a
+copy of the first weights. First-order weights, one or two floats wide, are left alone.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class AutoDimConfig(FrozenConfig):
     ``search_epochs`` all run. ``share`` of train is what the logits learn on. ``logit_step``: how
     far one can move in an epoch (default 0.5). ``size_penalty``: see the module.
 
-    ``paper``: the published temperature and rate of the logits.
+    ``paper``: the published temperature, rate of the logits and batch norm.
     """
 
     method: Literal["autodim"]
@@ -136,6 +138,7 @@ class AutoDim(Selection):
             owners=owners,
             spans=spans,
             singles=layer.singles,
+            normalised=self.config.paper,
             generator=generator,
         )
 
@@ -254,4 +257,4 @@ class AutoDim(Selection):
 
     def _vectors(self, layer: EmbeddingLayer) -> Tensor:
         """The part of a searched table that is served, (R, D)."""
-        return layer.float_tables[0].weight.detach()[:, : layer.dim].cpu()
+        return layer.float_tables[0].weight.detach()[:, : layer.dim].cpu().contiguous()

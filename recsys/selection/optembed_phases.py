@@ -110,8 +110,6 @@ class Evolve(SearchPhase):
 
     def enter(self, loop: Loop) -> None:
         self._selection.search(False)
-        if len(self.search_rows(loop)) == 0:
-            raise InputError("selection.search_share leaves no rows to search on; raise it")
 
     def batches(self, loop: Loop, epoch: int, start: int) -> Iterator[tuple[Batch, Target]]:
         return iter(())
@@ -164,7 +162,8 @@ class Evolve(SearchPhase):
         return found
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self._open = [tensors[f"open.{k}"] for k in range(len(self._selection.gates))]
+        gates = self._selection.gates
+        self._open = [tensors[f"open.{k}"].to(gate.owner.device) for k, gate in enumerate(gates)]
         self._evolution = None
         if "genomes" in tensors:
             self.evolution.genomes = list(tensors["genomes"].numpy())

@@ -43,6 +43,7 @@ class RowThresholds(nn.Module):
 
     The unit is 1 or, once `measure` was called, the mean norm of the feature's rows in training
     lookups, a running one: norms depend on width, start, L2 and rate, thresholds then do not.
+    Lookups that the loss does not reach (padding of lists) are left out of it.
     ``owner`` (R,): place of that feature in ``thresholds``, or -1.
     """
 
@@ -69,9 +70,11 @@ class RowThresholds(nn.Module):
             if other != place:
                 norm = norm + store(rows).abs().sum(-1)
         owner = self.owner[rows.long()].clamp_min(0)
-        if self.training and place == 0 and self.measured:
-            self._follow(norm.detach(), owner)
-        return step(norm / self.unit[owner] - self.thresholds[owner]).unsqueeze(-1)
+        gates = step(norm / self.unit[owner] - self.thresholds[owner]).unsqueeze(-1)
+        if self.training and place == 0 and self.measured and gates.requires_grad:
+            seen = norm.detach()
+            gates.register_hook(lambda grad: self._follow(seen, owner, grad.squeeze(-1) != 0))
+        return gates
 
     @torch.no_grad()
     def measure(self) -> None:
@@ -95,9 +98,10 @@ class RowThresholds(nn.Module):
         return torch.stack([store.weight.abs().sum(1) for store in self.stores]).sum(0)
 
     @torch.no_grad()
-    def _follow(self, norm: Tensor, owner: Tensor) -> None:
-        total = torch.zeros_like(self.unit).index_add_(0, owner.flatten(), norm.flatten())
-        count = torch.bincount(owner.flatten(), minlength=len(self.unit))
+    def _follow(self, norm: Tensor, owner: Tensor, reached: Tensor) -> None:
+        owner, norm = owner[reached], norm[reached]  # (N,)
+        total = torch.zeros_like(self.unit).index_add_(0, owner, norm)
+        count = torch.bincount(owner, minlength=len(self.unit))
         mean = torch.where(count > 0, total / count.clamp_min(1), self.unit)
         self.unit.lerp_(mean, MOMENTUM).clamp_min_(SMALLEST)
 

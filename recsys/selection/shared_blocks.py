@@ -47,6 +47,12 @@ class SharingStore(WrappedStore):
         return found  # (..., width)
 
     @torch.jit.unused
+    def rows_of(self, rows: Tensor) -> Tensor:
+        """Rows of the table that the rows (...) are found at."""
+        found: Tensor = self.places(rows)
+        return found
+
+    @torch.jit.unused
     def finalise(self) -> TorchStore:
         """The serving form with all rows, shared ones repeated."""
         rows = torch.arange(len(self.weight), device=self.weight.device)

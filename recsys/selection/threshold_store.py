@@ -46,8 +46,7 @@ class ThresholdStore(MaskedStore):
         vectors: Tensor = self.store(rows)  # (..., width)
         if self.searching:
             logits = F.embedding(rows.long(), self.logits) if self.by_row else self.logits[0]
-            size = vectors.abs() - torch.sigmoid(logits)
-            return torch.sign(vectors) * torch.relu(size)
+            return soft_threshold(vectors, logits)
         return vectors * self.mask[rows.long()]
 
     @torch.jit.unused

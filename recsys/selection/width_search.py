@@ -62,7 +62,8 @@ class WidthSearch(nn.Module):
     first row of feature i, and the one behind its last.
 
     At first a vector is the first D columns. While ``searching``, each candidate c of width d_c is
-    projected to D and normalised over the batch, for each field; a vector is their sum with weights
+    projected to D and, if ``normalised``, normalised over the batch for each field (padding counts
+    among the positions of sequences); a vector is their sum with weights
 
         p = softmax((log softmax(logits) + g) / temperature),    g: Gumbel noise, while training.
 
@@ -85,10 +86,12 @@ class WidthSearch(nn.Module):
         owners: Sequence[int],
         spans: Sequence[Tuple[int, int]],
         singles: int,
+        normalised: bool,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.dim: int = dim
+        self.normalised: bool = normalised
         self.searching: bool = False
         self.fixed: bool = False
         self.widths: List[int] = list(widths)  # the full one first
@@ -101,9 +104,10 @@ class WidthSearch(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("choice", torch.full((features,), -1))  # place in widths, once chosen
         # rows of the projections of candidate c: features x d_c, one candidate after the other
+        # entries of variance 1 / d_c: vectors of all widths start equally long, and are moved
+        # equally far by steps that move every number equally far
         rows = [
-            torch.empty(features * d, dim).uniform_(-1, 1, generator=generator)
-            * sqrt(6 / (d + dim))
+            torch.empty(features * d, dim).uniform_(-1, 1, generator=generator) * sqrt(3 / d)
             for d in widths
         ]
         self.mixing = nn.Parameter(torch.cat(rows), requires_grad=False)
@@ -131,13 +135,15 @@ class WidthSearch(nn.Module):
         out = torch.zeros((), device=rows.device)
         for c, part in enumerate(rows.split(self.widths, dim=-1)):
             wide = project(part, self.candidate(c)[owner])  # (..., C, D)
-            flat = F.batch_norm(
-                wide.reshape(-1, count * self.dim),
-                self.mean[c, first : first + count].view(-1),
-                self.variance[c, first : first + count].view(-1),
-                training=self.training and wide.numel() > count * self.dim,
-            )
-            out = out + flat.view(wide.shape) * weights[:, c].unsqueeze(-1)
+            if self.normalised:
+                flat = F.batch_norm(
+                    wide.reshape(-1, count * self.dim),
+                    self.mean[c, first : first + count].view(-1),
+                    self.variance[c, first : first + count].view(-1),
+                    training=self.training and wide.numel() > count * self.dim,
+                )
+                wide = flat.view(wide.shape)
+            out = out + wide * weights[:, c].unsqueeze(-1)
         return out
 
     @torch.jit.unused
@@ -181,16 +187,22 @@ class WidthSearch(nn.Module):
 
     @torch.jit.unused
     def half_square(self, tables: List[Tensor]) -> Tensor:
-        """Half the sum of squares of the vectors of all rows: L2 on the table and the projections
-        apart would be a penalty on the rank of their product. Nothing during the search, where
-        normalisation makes the vectors as long as they are."""
-        if self.searching:
-            return torch.zeros((), device=self.owner.device)
-        if not self.fixed:
-            return tables[0][:, : self.dim].square().sum() / 2
-        weight = self.projection.view(self.features, self.dim, self.dim)
+        """Half the sum of squares of the vectors of all rows, in the search of all candidates: L2
+        on the table and the projections apart would be a penalty on the rank of their product.
+        Nothing where normalisation makes the vectors as long as they are."""
         total = torch.zeros((), device=self.owner.device)
-        for i, (start, stop) in enumerate(self.spans):
-            rows = tables[0][start:stop, : self.dim]
-            total = total + ((rows.T @ rows) * (weight[i] @ weight[i].T)).sum() / 2
+        if self.searching and self.normalised:
+            return total
+        if not self.searching and not self.fixed:
+            return tables[0][:, : self.dim].square().sum() / 2
+        if self.searching:
+            parts = list(enumerate(tables[0].split(self.widths, dim=1)))
+            pairs = [(part, self.candidate(c)) for c, part in parts]
+        else:
+            weight = self.projection.view(self.features, self.dim, self.dim)
+            pairs = [(tables[0][:, : self.dim], weight)]
+        for part, weight in pairs:
+            for i, (start, stop) in enumerate(self.spans):
+                rows = part[start:stop]
+                total = total + ((rows.T @ rows) * (weight[i] @ weight[i].T)).sum() / 2
         return total

@@ -92,7 +92,7 @@ class DenseGroup:
                 if key.startswith(f"{name}:")
             }
             self._optimizer.state[param] = {
-                key: value.clone() if value.dim() == 0 else value.to(param.device, copy=True)
+                key: value.to(param.device, copy=True)  # fused optimisers count steps there
                 for key, value in kept.items()
             }
 

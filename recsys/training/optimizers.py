@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
 from recsys.embeddings.frequencies import row_frequencies
-from recsys.embeddings.store import Store, training_bytes
+from recsys.embeddings.store import Store
 from recsys.settings import TrainConfig
 from recsys.training.optimizer_parts import DenseGroup, FusedTable, SparseTable
 from recsys.training.sparse_optimizers import TableOptimizer
 from recsys.types import InputError
 
-__all__ = ["Optimizers", "ParameterGroup", "build_optimizers", "training_bytes"]
+__all__ = ["Optimizers", "ParameterGroup", "build_optimizers"]
 
 Part = DenseGroup | SparseTable | FusedTable
 

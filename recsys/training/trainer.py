@@ -193,6 +193,7 @@ class Trainer:
             at.epoch, at.batch, at.epoch_loss = at.epoch + 1, 0, 0.0
             if not self._over(phase):
                 self._save()
+                self._stop_if_asked()  # a phase may have no steps
         if self._best:
             self.model.load_state_dict(self._best)
         for name, figure in phase.end(self).items():
@@ -233,9 +234,13 @@ class Trainer:
         every = self.config.checkpoint_steps
         if self._stop.asked or (every is not None and at.total_steps % every == 0):
             self._save()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Errors: `Interrupted` once a signal came; what is saved must be saved before."""
         if self._stop.asked:
             raise Interrupted(
-                f"stopped at step {at.total_steps:,}; "
+                f"stopped at step {self._at.total_steps:,}; "
                 + ("the same command continues from here" if self._out else "nothing was saved")
             )
 

@@ -105,7 +105,9 @@ def test_bytes_of_a_row(tree: dict[str, Any], row: int) -> None:
     assert sizes.trainable_params == sum(t.numel() for t in store.trained())
     final = store.finalise()
     assert type(final) is IntegerRows
-    assert final.memory(TrainConfig(), 0).stored_bytes == IDS * row
+    served = final.memory(TrainConfig(), 0)
+    assert served.stored_bytes == IDS * row
+    assert served.trainable_params == sizes.trainable_params
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_model
 from taught import TRAIN, Reader, lessons
 from torch import Tensor
 
@@ -58,9 +59,10 @@ def test_candidates_stand_beside_the_untouched_table() -> None:
     assert model.layer.memory().training_bytes > 1.7 * plain.layer.memory().training_bytes
 
 
-def test_search_by_hand() -> None:
-    """Sum over candidates of p_c times the normalised projection, for each field."""
-    model, selection, _ = wrapped()
+@pytest.mark.parametrize("paper", [False, True])
+def test_search_by_hand(paper: bool) -> None:
+    """Sum over candidates of p_c times the projection, as published normalised, for each field."""
+    model, selection, _ = wrapped(paper=paper)
     (part,) = selection.parts
     part.enter(searching=True)
     with torch.no_grad():
@@ -78,9 +80,45 @@ def test_search_by_hand() -> None:
         expected = torch.zeros(50, DIM)
         for c, columns in enumerate((slice(0, 8), slice(8, 10), slice(10, 14))):
             wide = table[batch.ids[:, f], columns] @ part.candidate(c)[f]
-            normal = (wide - wide.mean(0)) / (wide.var(0, unbiased=False) + 1e-5).sqrt()
-            expected += scores[f].softmax(0)[c] * normal
+            if paper:
+                wide = (wide - wide.mean(0)) / (wide.var(0, unbiased=False) + 1e-5).sqrt()
+            expected += scores[f].softmax(0)[c] * wide
         torch.testing.assert_close(found[:, f], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_l2_is_that_of_all_candidates_vectors() -> None:
+    model, selection, _ = wrapped()
+    (part,) = selection.parts
+    tables = [model.layer.float_tables[0].weight.detach()]
+    assert part.half_square(tables).item() == pytest.approx(
+        tables[0][:, :DIM].square().sum().item() / 2
+    )
+    part.enter(searching=True)
+    vectors = [
+        tables[0][f * VALUES : (f + 1) * VALUES, columns] @ part.candidate(c)[f]
+        for c, columns in enumerate((slice(0, 8), slice(8, 10), slice(10, 14)))
+        for f in range(2)
+    ]
+    expected = sum(v.square().sum().item() for v in vectors) / 2
+    assert part.half_square(tables).item() == pytest.approx(expected, rel=1e-5)
+    lengths = [v.square().mean().sqrt().item() for v in vectors]  # all start about equally long
+    assert max(lengths) < 2 * min(lengths)
+    _, published, _ = wrapped(paper=True)
+    published.parts[0].enter(searching=True)
+    assert published.parts[0].half_square(tables).item() == 0
+
+
+def test_all_widths_full_can_be_packed_and_saved(tmp_path: Path) -> None:
+    model, selection, trainer = wrapped(search_epochs=1)
+    trainer.fit(taught(500), None, selection.phases()[:1])
+    selection.close([torch.zeros(2, dtype=torch.int64)])  # candidate 0 is the full width
+    selection.harden()
+    model.eval()
+    batch, _ = next(taught(50).batches(50))
+    live = model.layer(batch)
+    selection.pack(model, IdMap(row_map=model.layer.row_map, fields=model.layer.fields))
+    torch.testing.assert_close(model.layer(batch), live, atol=1e-6, rtol=1e-5)
+    save_model(model, str(tmp_path / "model.safetensors"))  # refuses views of larger tensors
 
 
 def test_architecture_weights_move_on_search_rows_alone() -> None:

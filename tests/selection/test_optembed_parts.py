@@ -93,7 +93,9 @@ def test_norm_is_that_of_all_layers_and_unit_follows_the_lookups() -> None:
     store.gate.measure()
     means = norms.view(planted.FIELDS, -1).mean(1)
     torch.testing.assert_close(store.gate.unit, means)
-    store.train()(torch.tensor([[5, 5 + planted.VALUES]]))
+    rows = torch.tensor([[5, 5 + planted.VALUES], [7, 7 + planted.VALUES]])
+    valid = torch.tensor([[1.0], [0.0]])  # the loss does not reach the second example
+    (store.train()(rows) * valid.unsqueeze(-1)).sum().backward()
     expected = means.clone()
     expected[0] += 0.05 * (norms[5] - means[0])
     expected[1] += 0.05 * (norms[5 + planted.VALUES] - means[1])

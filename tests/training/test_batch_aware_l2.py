@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recsys.config import parse_config
 from recsys.embeddings import EMBEDDINGS, EmbeddingLayer, build_embeddings
 from recsys.embeddings.frequencies import row_frequencies
+from recsys.selection.shared_blocks import BlockPlaces, SharingStore
 from recsys.settings import TrainConfig
 from recsys.training.optimizers import build_optimizers
 from recsys.types import Batch, FieldSpec, InputError
@@ -132,6 +133,15 @@ def test_frequencies_sum_over_ids_that_share_a_row() -> None:
     unified = layer_of(TrainConfig(), method="unified", rows=7, lookups=2, exact_below=0)
     assert row_frequencies(unified)[0].sum() == 2 * COUNTS.sum()
     assert row_frequencies(layer_of(TrainConfig()))[0].tolist() == COUNTS.tolist()
+
+
+def test_blocks_that_share_rows_share_their_frequency() -> None:
+    layer = layer_of(TrainConfig())
+    places = BlockPlaces(rows=6, size=2)
+    places.place.copy_(torch.tensor([0, 0, 2]))  # rows 2 and 3 are found at 0 and 1
+    layer.stores[0] = SharingStore(store=layer.float_tables[0], places=places)
+    a, b, c, d, e, f = COUNTS.tolist()
+    assert row_frequencies(layer)[0].tolist() == [a + c, b + d, 0, 0, e, f]
 
 
 INTEGERS = ("int8", "int16", "alpt")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recsys.embeddings import EmbeddingLayer, build_embeddings
 from recsys.embeddings.full import FullConfig
 from recsys.settings import TrainConfig
+from recsys.training.optimizer_parts import DenseGroup
 from recsys.training.optimizers import Optimizers, build_optimizers
 from recsys.training.sparse_optimizers import coalesce
 from recsys.types import Batch, FieldSpec
@@ -276,3 +277,18 @@ def test_state_of_chosen_entries_is_forgotten(kind: str, gradient: str) -> None:
                 assert expected[1, 3] != 0
                 expected[1, 3] = 0
         assert torch.equal(value, expected), key
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+def test_loaded_state_lies_where_its_parameter_does(optimizer: str) -> None:
+    """The step count too: fused optimisers on another device keep it there."""
+    here = nn.Parameter(torch.ones(3, 2))
+    group = DenseGroup([("w", here)], optimizer=optimizer, learning_rate=0.1)  # type: ignore[arg-type]
+    here.grad = torch.ones(3, 2)
+    group.step()
+    there = nn.Parameter(torch.ones(3, 2, device="meta"))
+    saved = group.state()
+    group.params = [there]
+    group.load_state(saved)
+    assert "w:step" in saved
+    assert {v.device.type for v in group._optimizer.state[there].values()} == {"meta"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -143,6 +145,31 @@ def test_resume_inside_and_between_phases_of_every_kind(stop_at: int, tmp_path: 
         assert torch.equal(value, resumed.state_dict()[name]), name
     share = (resumed.net.net[0].weight == 0).float().mean()
     assert float(share) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_phase_without_steps_stops_between_its_epochs(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Judging(Phase):
+        """No step, and a signal in its second epoch."""
+
+        def batches(self, loop: Loop, epoch: int, start: int) -> Iterator[tuple[Batch, Target]]:
+            return iter(())
+
+        def end_epoch(self, loop: Loop, epoch: int) -> dict[str, float]:
+            seen.append(epoch)
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+
+    def fit() -> None:
+        trainer(Gated(), tmp_path).fit(rows(), None, [Judging("judge", 5), Phase("train", 1)])
+
+    with pytest.raises(Interrupted, match="continues from here"):
+        fit()
+    assert seen == [0, 1]
+    fit()
+    assert seen == [0, 1, 2, 3, 4]
 
 
 def test_keep_last_and_no_early_stopping() -> None:
