@@ -11,7 +11,8 @@ has a factor alpha[g, d] in [0, 1], 1 at the start, for each column d of each ta
    then alpha on a batch of rows that no step trains on (``search_share`` of train; valid stays for
    early stopping). The network is frozen. Alpha moves by plain SGD; its gradient, L1 term included,
    is divided by its mean absolute value over each block, so that rare blocks learn as fast as
-   frequent ones, and alpha is cut to [0, 1].
+   frequent ones (one that a batch does not meet has the L1 term alone, and moves a whole step
+   down), and alpha is cut to [0, 1].
 3. **retrain**: alpha and E are redundant in scale, so the product W = alpha x E is what is pruned:
    the smallest of all layers' |W| go, as many as ``keep`` or ``budget`` says. Alpha is folded into
    E, and E is trained under the mask, with new optimisers, on all of train.
