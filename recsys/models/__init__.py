@@ -1,8 +1,8 @@
 """CTR models: ``forward(batch) -> logits (B,)`` and nothing else.
 
 A model states which embedding layers it wants (``tables``), is handed them, and knows no loss,
-optimiser, path or metric. To add one: one file, one line in each list below and in `papers.py`,
-one config.
+optimiser, path or metric. To add one: one file, one line in each list of `classifiers.py` and in
+`papers.py`, one config.
 
 Each entry of `MODELS` is a module class with, beside ``forward``: ``Config``, its frozen config;
 ``tables(config, embedding_dim)``, the embedding layers it asks for as name -> width;
