@@ -34,10 +34,10 @@ test: $(READY) ## format, lint, types, doctests, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest --doctest-modules recsys serving
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -rs -m "not slow" tests
 
 test-slow: $(READY) ## quality runs on real data (RECSYS_DATA_ROOT or ../shared/data)
-	$(BIN)/pytest -m slow tests
+	$(BIN)/pytest -rs -m slow tests
 
 # The models of the published table, then our own settings.
 ZOO := lr fm dnn wide_deep deepfm dcn dcnv2 xdeepfm autoint autoint_plus fibinet masknet dlrm pnn \

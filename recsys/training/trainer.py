@@ -102,12 +102,8 @@ class Trainer:
                 with self._tracker.phase(phase.name) if nested else nullcontext():
                     self._run(phase, saved)
                 saved = None
-        return TrainResult(
-            at.history,
-            at.total_steps,
-            at.train_seconds,
-            at.train_rows / max(at.train_seconds, 1e-9),
-        )
+        rate = at.train_rows / max(at.train_seconds, 1e-9)
+        return TrainResult(at.history, at.total_steps, at.train_seconds, rate)
 
     # -- what phases use -----------------------------------------------------------------------
 

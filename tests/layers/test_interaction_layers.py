@@ -132,6 +132,13 @@ def test_summary_only_is_the_first_token_of_the_full_block() -> None:
         torch.testing.assert_close(first(x), full(x)[:, :1])
 
 
+BEHIND = {
+    "attention_dropout": ("attention_output",),
+    "ffn_dropout": ("ffn_out",),
+    "residual_dropout": ("attention_output", "ffn_out"),
+}
+
+
 def test_dropouts_reach_what_they_are_named_after() -> None:
     torch.manual_seed(3)
     x = torch.randn(50, 3, 8)
@@ -142,3 +149,8 @@ def test_dropouts_reach_what_they_are_named_after() -> None:
             )
             assert not torch.equal(block.train()(x), block(x)), name
             assert torch.equal(block.eval()(x), block(x)), name
+            with torch.no_grad():  # with nothing behind it, a dropout changes nothing
+                for part in BEHIND[name]:
+                    for parameter in getattr(block, part).parameters():
+                        parameter.zero_()
+            assert torch.equal(block.train()(x), block(x)), name

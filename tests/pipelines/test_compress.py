@@ -12,7 +12,7 @@ import torch
 import yaml
 from planted_xor import Recsys
 
-from pipelines import compress, embeddings
+from pipelines import compress, embeddings, grid
 from recsys.config import RunConfig, parse_config
 from recsys.data.planted_ids import write_id_log
 from recsys.embeddings import EMBEDDINGS
@@ -89,7 +89,9 @@ def test_collisions_are_counted(folder: Path, tmp_path: Path) -> None:
     assert found["collisions"]["mid_0"] == pytest.approx(met / field.counts.sum())
 
 
-def test_the_pareto_is_trained_resumed_and_written(folder: Path, tmp_path: Path) -> None:
+def test_the_pareto_is_trained_resumed_and_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report, picture = tmp_path / "pareto.md", tmp_path / "pareto.png"
     options: dict[str, Any] = {
         "budgets": [0.5, 0.05],
@@ -108,6 +110,11 @@ def test_the_pareto_is_trained_resumed_and_written(folder: Path, tmp_path: Path)
     assert "| 0.5 | `magnitude` | 1 |" in text
     assert "best possible AUC is 0.80000" in text
     assert "- at 0.05: `full` needs " in text
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(grid.train, "run", forbidden)
     again = compress.run(config(folder), **options)
     assert [row["auc"] for row in again["rows"]] == [row["auc"] for row in result["rows"]]
     assert np.ptp([row["auc"] for row in result["rows"]]) > 0

@@ -16,18 +16,26 @@ from recsys.types import InputError
 # -- resume ------------------------------------------------------------------------------------
 
 
-def test_resume_continues_the_same_run(uri: str, client: Any, first: str) -> None:
-    tracker = MlflowTracker(uri=uri, experiment="shop", system_metrics=False)
+def test_resume_continues_the_same_run(uri: str, client: Any) -> None:
+    tracker = MlflowTracker(uri=uri, experiment="resumed", system_metrics=False)
+    first = tracker.start("first", params={"model": {"name": "lr", "units": [4, 4]}})
+    for step in range(3):
+        tracker.log_metrics({"train/loss": 1.0 / (step + 1)}, step=step)
+    with tracker.phase("search"):
+        tracker.log_metrics({"train/loss": 3.0}, step=0)
+    tracker.finish()
+
+    tracker = MlflowTracker(uri=uri, experiment="resumed", system_metrics=False)
     params = {"model": {"name": "lr", "units": [8]}, "epochs": 3}
     assert tracker.start("first", params=params, resume=first) == first
     assert client.get_run(first).info.status == "RUNNING"
-    tracker.log_metrics({"train/loss": 0.25}, step=450)
+    tracker.log_metrics({"train/loss": 0.25}, step=3)
     with tracker.phase("search"):
         tracker.log_metrics({"train/loss": 2.0}, step=1)
     tracker.finish("KILLED")
     run = client.get_run(first)
     assert run.info.status == "KILLED"
-    assert len(client.get_metric_history(first, "train/loss")) == 451
+    assert len(client.get_metric_history(first, "train/loss")) == 4
     assert run.data.params["epochs"] == "3"
     assert run.data.params["model.units"] == "[4, 4]"  # MLflow never changes one
     assert run.data.tags["resumed.model.units"] == "[8]"

@@ -16,7 +16,7 @@ from recsys.training.checkpoint import load_checkpoint
 from recsys.training.prediction import slow_precision
 from recsys.training.schedule import Schedule
 from recsys.training.trainer import Interrupted, Phase, Trainer
-from recsys.types import Batch, InputError
+from recsys.types import Batch, InputError, Target
 
 
 def rows(count: int = 300, seed: int = 0, fingerprint: str = "rows") -> MemoryRows:
@@ -260,3 +260,68 @@ def test_lower_is_better_for_logloss() -> None:
 def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(InputError, match="torch sees no GPU here"):
         Trainer(model=Net(), config=TrainConfig(device="cuda"), seed=0)
+
+
+class Ramp(nn.Module):
+    """A model of one number whose loss is ``slope`` times that number."""
+
+    def __init__(self, slope: float = 1.0) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+        self.slope = slope
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.w.expand(len(batch.floats))
+
+    def loss(self, batch: Batch, target: Target) -> Tensor:
+        return self.slope * self.w
+
+
+SGD = TrainConfig(batch_size=100, max_epochs=1, optimizer="sgd", learning_rate=1.0)
+
+
+def test_every_phase_warms_up() -> None:
+    config = SGD.model_copy(update={"warmup_steps": 4})
+    for phases in (1, 2):
+        model = Ramp()
+        named = [Phase(f"p{n}", 1) for n in range(phases)]
+        trainer(model, None, config).fit(rows(400), None, named)
+        assert model.w.item() == pytest.approx(-phases * (0.25 + 0.5 + 0.75 + 1))
+
+
+def test_gradients_are_clipped() -> None:
+    for norm, moved in ((None, 100.0), (1.0, 1.0)):
+        model = Ramp(slope=100)
+        config = SGD.model_copy(update={"clip_norm": norm})
+        trainer(model, None, config).fit(rows(100))
+        assert model.w.item() == pytest.approx(-moved, rel=1e-4)
+
+
+def test_training_ends_without_a_better_epoch_and_keeps_the_best() -> None:
+    judged = iter([0.6, 0.7, 0.65, 0.66, 0.9])
+    model = Ramp()
+    config = SGD.model_copy(update={"max_epochs": 5, "patience": 2, "plateau_factor": 1.0})
+    loop = Trainer(
+        model=model, config=config, seed=3, evaluate=lambda model, rows: {"auc": next(judged)}
+    )
+    result = loop.fit(rows(100), rows(10))
+    assert [entry["auc"] for entry in result.history] == [0.6, 0.7, 0.65, 0.66]
+    assert model.w.item() == pytest.approx(-2.0)  # one step an epoch, two epochs
+
+
+def test_bf16_is_for_training_alone() -> None:
+    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+
+    class Noting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 1)
+
+        def forward(self, batch: Batch) -> Tensor:
+            out = self.linear(batch.floats)
+            seen[self.training].add(out.dtype)
+            return out.squeeze(1)
+
+    config = SGD.model_copy(update={"precision": "bf16"})
+    trainer(Noting(), None, config).fit(rows(100), rows(50))
+    assert seen == {True: {torch.bfloat16}, False: {torch.float32}}
