@@ -44,7 +44,11 @@ class ClickTask:
     def tags(self) -> dict[str, str]:
         config = self._config
         tags: dict[str, str] = {"model": config.model.name, "embedding": config.embedding.method}
-        return tags if config.selection is None else {**tags, "selection": config.selection.method}
+        if config.selection is not None:
+            tags["selection"] = config.selection.method
+        if config.data.weight is not None:
+            tags["weight"] = config.data.weight
+        return tags
 
     def phases(self) -> Sequence[Phase] | None:
         return self.assembly.phases()

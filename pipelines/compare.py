@@ -25,7 +25,6 @@ from serving.errors import InputError
 Result = dict[str, Any]
 
 _COLUMNS = ("row", "label", "score")
-_SAME_AUC = 1e-6
 
 
 class Scored(NamedTuple):
@@ -116,12 +115,10 @@ def _row(
     if own is None:
         notes.append(f"{_who(record)} saved no predictions on {split}: no interval, no difference")
     else:
-        logged = values["auc"]
         values |= evaluate(own.label, own.score)
-        if abs(logged - values["auc"]) > _SAME_AUC:
-            notes.append(
-                f"{_who(record)} weighs its rows (AUC {logged:.5f}); here every row counts once"
-            )
+        if "weight" in record.tags:
+            column = record.tags["weight"]
+            notes.append(f"{_who(record)} weighs rows by {column!r}; here every row counts once")
         _, values["auc_low"], values["auc_high"] = auc_interval(own.label, own.score)
         if record is not first and reference is not None:
             reason = _different(record, first, own, reference, split)

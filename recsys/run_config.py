@@ -49,8 +49,11 @@ class Run(FrozenConfig):
         A bundle that weights start from counts by its content, not by its path. Errors:
         `InputError` if there is none.
         """
-        aside = {"tracking": True, "export": {"tolerance", "verify_rows"}}
-        tree = self.model_dump(mode="json", exclude=aside, exclude_none=True)
+        tree = self.model_dump(
+            mode="json",
+            exclude={"tracking": True, "export": {"tolerance": True, "verify_rows": True}},
+            exclude_none=True,
+        )
         if not tree["export"]:
             del tree["export"]
         if self.train.warm_start is not None:

@@ -15,7 +15,7 @@ from recsys.embeddings.budget import BudgetTooSmall, budget_bytes, parse_bytes
 from recsys.settings import TrainConfig
 from recsys.training.metrics import auc
 from recsys.training.optimizers import build_optimizers
-from recsys.types import Batch, FieldSpec, InputError
+from recsys.types import Batch, FieldSpec
 
 DIMS = {"main": 16, "first_order": 1}
 FINE = ("hash", "double_hash", "frequency", "managed", "unified", "robe")  # sized row by row

@@ -36,14 +36,14 @@ POOR = np.clip(GOOD + 0.4 * RNG.normal(size=ROWS), 0.001, 0.999).astype(np.float
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store of four runs."""
+    """A folder for a store of runs."""
     return tmp_path_factory.mktemp("compared")
 
 
 @pytest.fixture(scope="module")
 def uri(folder: Path) -> str:
     """Store: ``poor`` and ``good`` on the same rows, ``other`` on other data, ``bare`` without
-    predictions; ``flipped`` claims the same data but has another label."""
+    predictions; ``flipped`` claims the same data but has another label; ``weighted`` weighs."""
     address = f"sqlite:///{folder}/mlflow.db"
     order = np.random.default_rng(1).permutation(ROWS)
     flipped = LABELS.copy()
@@ -55,9 +55,13 @@ def uri(folder: Path) -> str:
         ("other", "shop", LABELS, GOOD, "b" * 36),
         ("flipped", "else", flipped, GOOD, "a" * 36),
         ("bare", "else", None, None, "a" * 36),
+        ("weighted", "heavy", LABELS, GOOD, "a" * 36),
     ):
         tracker = MlflowTracker(uri=address, experiment=experiment, system_metrics=False)
-        tracker.start(name, params={}, tags={"model": "lr", "embedding": "full"})
+        tags = {"model": "lr", "embedding": "full"}
+        if name == "weighted":
+            tags["weight"] = "shows"
+        tracker.start(name, params={}, tags=tags)
         schema = pa.schema([("label", pa.float32())])
         tracker.log_inputs("test", fingerprint=digest, uri="t.parquet", schema=schema, rows=ROWS)
         tracker.log_metrics({"memory/stored_bytes": 1024.0, "final/test/auc": 0.5}, step=1)
@@ -115,11 +119,16 @@ def test_a_run_without_predictions_shows_what_it_logged(uri: str) -> None:
     assert "saved no predictions" in result["notes"][0]
 
 
+def test_weights_that_do_not_count_are_named(uri: str) -> None:
+    (note,) = compare.run(["poor", "weighted"], uri=uri)["notes"]
+    assert "weighs rows by 'shows'; here every row counts once" in note
+
+
 def test_all_runs_of_an_experiment_oldest_first(uri: str) -> None:
     names = [row["name"] for row in compare.run(uri=uri, experiment="shop")["runs"]]
     assert names == ["good", "poor", "good", "other"]
     assert [row["name"] for row in compare.run(uri=uri, experiment="else")["runs"]] == ["flipped"]
-    assert len(compare.run(uri=uri)["runs"]) == 5
+    assert len(compare.run(uri=uri)["runs"]) == 6
 
 
 def test_ids_and_names(uri: str) -> None:
