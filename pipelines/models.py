@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from recsys.build import embedding_layers
@@ -81,7 +82,7 @@ def _table(title: str, shape: Result, models: Result) -> Table:
             f"{model['network']:,}",
             f"{model['tables']:,}",
             model["needs"] or "",
-            model["summary"],
+            Text(model["summary"]),
         )
     return table
 
