@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -76,9 +77,10 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     try:
         state = json.loads((newest / _STATE).read_text())
         parts = {name: load_file(newest / f"{name}.safetensors") for name in _TENSORS}
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"checkpoint {newest}: cannot be read ({error}); remove {folder}"
+            f"checkpoint {newest}: cannot be read ({reason}); remove {folder} to start anew"
         ) from error
     return Checkpoint(state=state, **parts)
 

@@ -114,6 +114,26 @@ def test_a_failed_export_leaves_the_older_bundle(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["b"]
 
 
+def test_a_rename_that_fails_puts_the_older_bundle_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "b"
+    export(*parts(), INPUTS, out, manifest={"config": 1})
+    rename, calls = os.rename, []
+
+    def fails_second(old: Path, new: Path) -> None:
+        calls.append(new)
+        if len(calls) == 2:  # the new bundle to its place
+            raise OSError("no")
+        rename(old, new)
+
+    monkeypatch.setattr("recsys.bundle.folder.os.rename", fails_second)
+    with pytest.raises(OSError, match="no"):
+        export(*parts(), INPUTS, out, manifest={"config": 2})
+    assert open_bundle(out).manifest["config"] == 1
+    assert os.listdir(tmp_path) == ["b"]
+
+
 def test_keys_of_the_exporter_cannot_be_given(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="id_rule"):
         export(*parts(), INPUTS, tmp_path / "b", manifest={"id_rule": 9})

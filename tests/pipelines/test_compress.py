@@ -148,6 +148,11 @@ def test_the_command_line_prints_both(folder: Path, tmp_path: Path, recsys: Recs
     )
     assert code == 0, err
     assert json.loads(out)["rows"][0]["budget"] == 0.5
-    code, _, err = recsys("embeddings", path, "--budget", "2")
-    assert code == 2
-    assert "a share lies in (0, 1]" in err
+    for words, said in (
+        ([path, "--budget", "2"], "a share lies in (0, 1]"),
+        (["--budget", "0.5"], "these options need a CONFIG"),
+        ([path, "--auto", "--methods", "hash"], "--auto chooses among all"),
+    ):
+        code, _, err = recsys("embeddings", *words)
+        assert (code, len(err.strip().splitlines())) == (2, 1), err
+        assert said in err

@@ -115,6 +115,17 @@ def test_half_written_checkpoint_is_ignored(tmp_path: Path) -> None:
     assert saved.state["position"]["total_steps"] == 3
 
 
+@pytest.mark.parametrize("file", ["state.json", "model.safetensors"])
+def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path, file: str) -> None:
+    with pytest.raises(Interrupted):
+        trainer(Net(stop_at=3), tmp_path).fit(rows())
+    (damaged,) = tmp_path.glob(f"step-*/{file}")
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(InputError, match=r"cannot be read .*; remove .* to start anew") as error:
+        trainer(Net(), tmp_path).fit(rows())
+    assert "\n" not in str(error.value)
+
+
 def test_best_weights_come_back() -> None:
     model = Net()
     config = TrainConfig(batch_size=32, max_epochs=6, learning_rate=0.5, patience=6)
