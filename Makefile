@@ -55,7 +55,7 @@ PLANTED := full,hash,double_hash,frequency,managed,unified,robe,quotient_remaind
 
 pareto: $(READY) ## all table methods under byte budgets on two logs: hours on two cores, resumable
 	OMP_NUM_THREADS=1 $(BIN)/recsys compress configs/frappe_deepfm.yaml --budgets 1,0.5,0.1,0.02 \
-		--set train.decay=cosine --set train.max_epochs=12 --set train.precision=bf16 \
+		--set train.decay=cosine --set train.max_epochs=12 --set train.patience=50 --set train.precision=bf16 \
 		--seeds $(SEEDS) --workers 2 \
 		--data-root $(DATA) --report benchmarks/pareto/frappe.md --picture benchmarks/pareto/frappe.png
 	$(BIN)/python -m benchmarks.planted_ids
