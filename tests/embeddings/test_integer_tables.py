@@ -278,6 +278,14 @@ def test_alpt_gradient_of_a_step() -> None:
     assert store.codes[0, 0] in (1, 2, 3)
 
 
+@pytest.mark.parametrize(("optimizer", "share"), [("adam", 1.0), ("rowwise_adagrad", 0.1)])
+def test_alpt_steps_start_in_proportion_to_the_learning_rate(optimizer: str, share: float) -> None:
+    for rate in (1e-3, 0.05):
+        layers = build({"method": "alpt"}, embedding_optimizer=optimizer, learning_rate=rate)[1]
+        steps = store_of(layers["main"]).scale(torch.arange(3))
+        torch.testing.assert_close(steps, torch.full((3, 1), share * rate))
+
+
 @pytest.mark.parametrize("tree", [t for t in TREES if "scale" not in t], ids=name)
 def test_learns_like_floats(tree: dict[str, Any]) -> None:
     floats = planted_auc({"method": "full"}, 0)
