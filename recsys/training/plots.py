@@ -249,7 +249,8 @@ def pareto(
 def histogram(values: Array, title: str, x: str, threshold: float | None = None) -> Figure:
     """How ``values`` (N,) are spread; a line at ``threshold`` with the share above it."""
     figure, axes = _single(title, x, "Count")
-    axes.hist(values, bins=BINS, color=_COLORS[0], alpha=0.8)
+    # in float32 the edges of bins between values that are nearly equal would coincide
+    axes.hist(np.asarray(values, np.float64), bins=BINS, color=_COLORS[0], alpha=0.8)
     if threshold is not None:
         share = float(np.mean(values > threshold)) if len(values) else 0.0
         axes.axvline(threshold, color=_COLORS[1], label=f"{share:.1%} above {threshold:.3g}")

@@ -131,3 +131,11 @@ def test_no_pyplot() -> None:
 def test_curve_without_weight_draws() -> None:
     empty = Curve(np.array([0.5]), np.zeros(1), np.zeros(1))
     assert png(plots.reliability({"a": empty}, "x"))
+
+
+def test_histogram_of_nearly_equal_values() -> None:
+    values = np.array([0.34, np.nextafter(np.float32(0.34), np.float32(1)), 0.34], np.float32)
+    (axes,) = plots.histogram(values, "", "").axes
+    assert sum(bar.get_height() for bar in axes.patches) == 3
+    (axes,) = plots.histogram(values[:0], "", "", threshold=0.5).axes
+    assert sum(bar.get_height() for bar in axes.patches) == 0
