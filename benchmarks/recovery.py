@@ -74,7 +74,12 @@ def _run(name: str, seed: int, log: IdLog, out: Path) -> tuple[float, ...]:
     tree: dict[str, Any] = {
         "name": f"recovery-{name}",
         "seed": seed,
-        "data": {"train": str(log.train), "valid": str(log.valid), "test": str(log.test)},
+        "data": {
+            "train": str(log.train),
+            "valid": str(log.valid),
+            "test": str(log.test),
+            "label": "label",
+        },
         "features": {column: {"type": "categorical"} for column in COLUMNS},
         "embedding": {"method": "full", "embedding_dim": 8},
         "model": {"name": "deepfm", "hidden_units": [64, 32]},
@@ -86,7 +91,6 @@ def _run(name: str, seed: int, log: IdLog, out: Path) -> tuple[float, ...]:
         },
         "tracking": {"uri": None},
     }
-    tree["data"]["label"] = "label"
     if selection is not None:
         tree["selection"] = {"method": name, **selection}
     result = train.run(parse_config(tree), out=out / "runs", cache=out / "cache")

@@ -37,10 +37,8 @@ class Footer:
 def _opened(file: DataFile, **options: Any) -> pq.ParquetFile:
     # Nanoseconds, the default for the INT96 times of Spark and Hive, wrap around beyond 2262:
     # 9999-12-31, a usual mark for "never", would be in 1816.
-    unit = "us"
-    return pq.ParquetFile(
-        file.path, filesystem=file.filesystem, coerce_int96_timestamp_unit=unit, **options
-    )
+    options["coerce_int96_timestamp_unit"] = "us"
+    return pq.ParquetFile(file.path, filesystem=file.filesystem, **options)
 
 
 def read_footer(file: DataFile) -> Footer:

@@ -196,8 +196,8 @@ class WidthSearch(nn.Module):
         if not self.searching and not self.fixed:
             return tables[0][:, : self.dim].square().sum() / 2
         if self.searching:
-            parts = list(enumerate(tables[0].split(self.widths, dim=1)))
-            pairs = [(part, self.candidate(c)) for c, part in parts]
+            parts = tables[0].split(self.widths, dim=1)
+            pairs = [(part, self.candidate(c)) for c, part in enumerate(parts)]
         else:
             weight = self.projection.view(self.features, self.dim, self.dim)
             pairs = [(tables[0][:, : self.dim], weight)]
