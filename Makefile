@@ -5,11 +5,9 @@ BIN := .venv/bin
 READY := .venv/.ready-$(DEVICE)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-# torch, fbgemm and torchrec are built for each other: these versions go together.
-TORCH := torch==2.13.0
-FBGEMM_cpu := fbgemm-gpu-cpu==1.8.0
-FBGEMM_cuda := fbgemm-gpu==1.8.0
-TORCHREC := torchrec==1.8.0
+# torch, fbgemm and torchrec are built for each other: constraints.txt has versions that fit.
+FBGEMM_cpu := fbgemm-gpu-cpu
+FBGEMM_cuda := fbgemm-gpu
 
 .PHONY: quickstart test test-slow quality pareto format bench bench-quick bench-peers bench-sequences clean
 .DEFAULT_GOAL := help
@@ -20,10 +18,10 @@ help: ## list the targets
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into .venv (one to three minutes)"
 	@$(PYTHON) -m venv .venv
-	@$(PIP) $(TORCH) $(FBGEMM_$(DEVICE))
-	@$(PIP) --editable '.[dev]' tensordict torchmetrics==1.0.3 tqdm pyre-extensions
+	@$(PIP) torch $(FBGEMM_$(DEVICE))
+	@$(PIP) --editable '.[dev]' tensordict torchmetrics tqdm pyre-extensions
 	@# torchrec's metadata asks for the CUDA fbgemm even on a CPU, so its dependencies are named above
-	@$(PIP) --no-deps $(TORCHREC)
+	@$(PIP) --no-deps torchrec
 	@touch $@
 
 quickstart: $(READY) ## install everything, then train, track, export, verify and score a small log
@@ -34,7 +32,7 @@ test: $(READY) ## format, lint, types, doctests, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest --doctest-modules recsys serving
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -rs -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -rs tests
 
 test-slow: $(READY) ## quality runs on real data (RECSYS_DATA_ROOT or ../shared/data)
 	$(BIN)/pytest -rs -m slow tests

@@ -239,12 +239,14 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score Parquet to Parquet with the TorchScript bundle (same code as `python -m serving`)."""
+    from serving.batch import open_scorer
     from serving.batch import score as score_parquet
     from serving.parquet import open_source
 
     columns = [column.strip() for column in keep.split(",") if column.strip()]
-    rows = open_source(source, data_root, allow_empty=True)
-    report = score_parquet(bundle, rows, out, keep=columns, k=k)
+    scorer = open_scorer(bundle, k=k)
+    rows = open_source(source, data_root, allow_empty=True, text=scorer.text)
+    report = score_parquet(scorer, rows, out, keep=columns)
     result = {
         "rows": report.rows,
         "seconds": report.seconds,

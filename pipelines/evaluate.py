@@ -95,8 +95,11 @@ def _clicks(
     reporter: Reporter,
 ) -> tuple[Predictions, dict[str, pa.ChunkedArray]]:
     config = parse_click_config(config_tree(bundle), where=f"config in {bundle.path}").data
-    source = open_source(list(data), root=root) if data else split_of(config, split, root)
     scorer = Scorer(bundle)
+    if data:
+        source = open_source(list(data), root=root, text=scorer.text)
+    else:
+        source = split_of(config, split, root)
     scorer.check(source.schema, str(source.files[0]))
     return judged(source, config, scorer.columns, scorer.predict, slices, reporter)
 

@@ -71,8 +71,8 @@ def run(
             f"{bundle}: model {rebuilt.config.model.name!r} has no attention over fields; "
             "recsys importance explains any model"
         )
-    source = open_source(data, root)
     scorer = Scorer(opened)
+    source = open_source(data, root, text=scorer.text)
     scorer.check(source.schema, str(source.files[0]))
     parts, places = [], []
     for first, batch, picks in spread_rows(source, scorer.columns, rows):

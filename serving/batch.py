@@ -64,7 +64,7 @@ def score(
         scorer = open_scorer(bundle, k=k)
     started = time.perf_counter()
     rows_in = (
-        open_source(source, allow_empty=True)
+        open_source(source, allow_empty=True, text=scorer.text)
         if isinstance(source, (str, Path, Sequence))
         else source
     )

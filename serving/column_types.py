@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
 from serving.paths import DataFile
 
 
-def partition_types(files: Sequence[DataFile]) -> dict[str, pa.DataType]:
-    """Type of each hive partition column: int64 if all values are whole numbers, else text."""
+def partition_types(
+    files: Sequence[DataFile], text: Collection[str] = ()
+) -> dict[str, pa.DataType]:
+    """Type of each hive partition column: int64 if all values are whole numbers, else text, as
+    those named in ``text`` always are."""
     values: dict[str, list[str]] = {}
     for file in files:
         for key, value in file.partition:
             values.setdefault(key, []).extend([] if value is None else [value])
     return {
-        key: pa.int64() if found and all(map(_is_int, found)) else pa.string()
+        key: pa.int64() if found and all(map(_is_int, found)) and key not in text else pa.string()
         for key, found in values.items()
     }
 

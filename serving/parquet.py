@@ -10,7 +10,7 @@ import hashlib
 import os
 import posixpath
 import secrets
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -65,16 +65,18 @@ def open_source(
     root: str | os.PathLike[str] | None = None,
     *,
     allow_empty: bool = False,
+    text: Collection[str] = (),
 ) -> Source:
     """Open Parquet data; reads the footers only.
 
     ``paths``: file, folder, glob, URL or a list of these (see `serving.paths`); relative ones
     resolve against ``root``. Hive partition columns are int64 if all their values are whole
-    numbers, else text; as in Spark they win over a column of the same name inside the files.
+    numbers, else text; those of ``text`` are text in any case, since other folders of the same log
+    have text there. As in Spark they win over a column of the same name inside the files.
     Raises `InputError` for nothing found, an unreadable footer, or, unless ``allow_empty``, no row
     in any file.
     """
-    source = ParquetSource(locate(paths, None if root is None else os.fspath(root)))
+    source = ParquetSource(locate(paths, None if root is None else os.fspath(root)), text)
     if source.num_rows == 0 and not allow_empty:
         raise InputError(f"{source.files[0]}: no rows in any of {len(source.files)} file(s)")
     return source
@@ -83,13 +85,13 @@ def open_source(
 class ParquetSource:
     """`Source` over Parquet files."""
 
-    def __init__(self, files: Sequence[DataFile]) -> None:
+    def __init__(self, files: Sequence[DataFile], text: Collection[str] = ()) -> None:
         self._files = tuple(files)
         with ThreadPoolExecutor(max_workers=8) as pool:
             self._footers = tuple(pool.map(read_footer, self._files))
         self.files = tuple(file.label for file in self._files)
         self.num_rows = sum(footer.rows for footer in self._footers)
-        self._partition_types = partition_types(self._files)
+        self._partition_types = partition_types(self._files, text)
         self.schema = self._unified_schema()
         self.fingerprint = self._digest()
 

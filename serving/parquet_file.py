@@ -101,9 +101,13 @@ def diagnose(file: DataFile, footer: Footer, columns: list[str], error: BaseExce
                 with _opened(file) as parquet:
                     parquet.read_row_group(group, [name])
             except READ_ERRORS as found:
+                remedy = "the file is damaged, write it again"
+                if pa.types.is_fixed_size_list(footer.schema.field(name).type):
+                    # Arrow writes nulls among them but does not read them back.
+                    remedy = "lists of a fixed size cannot hold null, write them as plain lists"
                 return (
                     f"{file.label}: row group {group}, column {name!r} cannot be read "
-                    f"({one_line(found)}); the file is damaged, write it again"
+                    f"({one_line(found)}); {remedy}"
                 )
     return f"{file.label}: cannot be read ({one_line(error)})"
 

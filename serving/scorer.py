@@ -52,6 +52,7 @@ class Served:
             )
         self.inputs = self.bundle.inputs
         self.columns = list(dict.fromkeys(field.column for field in self.inputs))
+        self.text = frozenset(field.column for field in self.inputs if field.dtype == "text")
         self._batch_rows = batch_rows
         self._checked: pa.Schema | None = None
 

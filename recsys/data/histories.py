@@ -111,8 +111,7 @@ class Events:
         order = np.argsort(key, kind="stable")
         self._keys = key[order]
         self.values = {
-            name: pa.concat_arrays([part[name] for part in parts]).take(pa.array(order))
-            for name in names
+            name: _joined([part[name] for part in parts]).take(pa.array(order)) for name in names
         }
 
     def before(self, users: np.ndarray, times: np.ndarray, length: int) -> tuple[Any, Any]:
@@ -172,7 +171,7 @@ def write_histories(
     for a column that is there already, or an attribute that is nowhere.
     """
     added = {
-        _column(name, key): pa.list_(values.type)
+        _column(name, key): pa.list_(_plain(values.type))
         for name, made in events.items()
         for key, values in _labelled(made, columns)
     }
@@ -190,7 +189,7 @@ def write_histories(
             )
     kinds = next(iter(events.values())).values
     fields = [pa.field(f.name, f.type) for f in source.schema]
-    fields += [pa.field(name, kinds[name].type) for name in own]
+    fields += [pa.field(name, _plain(kinds[name].type)) for name in own]
     fields += [pa.field(name, dtype) for name, dtype in added.items()]
     total = dict.fromkeys(events, 0)
     empty = dict.fromkeys(events, 0)
@@ -223,7 +222,21 @@ def _lists(values: pa.Array, first: np.ndarray, end: np.ndarray) -> pa.Array:
     lengths = end - first
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     place = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.take(pa.array(place)))
+    flat = decoded(values.take(pa.array(place)))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
+
+
+def _joined(parts: list[pa.Array]) -> pa.Array:
+    """One array of ``parts``; text as codes, since one array holds no more than 2 GiB of it."""
+    if not (pa.types.is_string(parts[0].type) or pa.types.is_binary(parts[0].type)):
+        return pa.concat_arrays(parts)
+    coded = pa.chunked_array([part.dictionary_encode() for part in parts]).unify_dictionaries()
+    codes = pa.concat_arrays([chunk.indices for chunk in coded.chunks])
+    return pa.DictionaryArray.from_arrays(codes, coded.chunk(0).dictionary)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _labelled(events: Events, columns: Columns) -> Iterator[tuple[str | None, pa.Array]]:

@@ -53,15 +53,16 @@ def splits(config: DataConfig, root: str | os.PathLike[str] | None = None) -> Sp
     """
     if config.source is None:
         assert config.train is not None, "DataConfig has train or source"
-        opened = [
-            None if paths is None else open_source(paths, root)
-            for paths in (config.train, config.valid, config.test)
-        ]
-        for part in opened:
+        first = open_source(config.train, root)
+        text = [field.name for field in first.schema if pa.types.is_string(field.type)]
+        valid, test = (
+            None if paths is None else open_source(paths, root, text=text)
+            for paths in (config.valid, config.test)
+        )
+        for part in (first, valid, test):
             if part is not None:
                 check_targets(part, config)
-        assert opened[0] is not None
-        return Splits(opened[0], opened[1], opened[2])
+        return Splits(first, valid, test)
     assert config.split is not None, "DataConfig has split with source"
     source = open_source(config.source, root)
     check_targets(source, config)

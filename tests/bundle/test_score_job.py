@@ -85,6 +85,35 @@ def test_command_line(
     assert printed.err.startswith(f"{out}: 1,000 rows in ")  # no progress line: no terminal
 
 
+def test_command_line_threads(bundle: Path, rows_file: Path, tmp_path: Path) -> None:
+    outs = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
+    before = torch.get_num_threads()
+    try:
+        for threads, out in enumerate(outs, 1):
+            job = ["score", str(bundle), str(rows_file), str(out), "--threads", str(threads)]
+            assert main(job) == 0
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert pq.read_table(outs[0]).equals(pq.read_table(outs[1]))
+
+
+def test_text_in_folder_names_may_be_whole_numbers(bundle: Path, tmp_path: Path) -> None:
+    """``user=07``: what the bundle knows as text stays text, whatever other folders there are."""
+    rows = table(6)
+    for user in ("07", "8"):
+        folder = tmp_path / "log" / f"user={user}"
+        folder.mkdir(parents=True)
+        pq.write_table(rows.drop_columns(["user"]), folder / "x.parquet")
+    score(bundle, str(tmp_path / "log"), tmp_path / "s.parquet", keep=["user"])
+    scored = pq.read_table(tmp_path / "s.parquet")
+    assert scored["user"].to_pylist() == ["07"] * 6 + ["8"] * 6
+    place = rows.schema.get_field_index("user")
+    for start, user in ((0, "07"), (6, "8")):
+        want = Scorer(bundle).predict(rows.set_column(place, "user", pa.array([user] * 6)))
+        assert np.abs(scored["score"].to_numpy()[start : start + 6] - want).max() < 1e-6
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

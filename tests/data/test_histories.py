@@ -122,6 +122,32 @@ def test_attributes_from_a_table_of_items(tmp_path: Path) -> None:
     assert out.schema.field("history_genre").type == pa.list_(pa.string())
 
 
+def test_text_from_files_with_other_values(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for number, items in enumerate((["x", "y", "x"], ["z", None, "y"])):
+        rows = {
+            "user": ["a"] * 3,
+            "item": pa.array(items, pa.string()),
+            "time": [3 * number + i for i in range(3)],
+            "tag": pa.array([None if i == "x" else f"of {i}" for i in items], pa.string()),
+        }
+        pq.write_table(pa.table(rows), tmp_path / "train" / f"{number}.parquet")
+    pipeline.run(
+        {"train": "train"},
+        tmp_path / "out",
+        root=str(tmp_path),
+        user="user",
+        item="item",
+        time_column="time",
+        length=5,
+        attributes=("tag",),
+    )
+    out = pq.read_table(tmp_path / "out" / "train.parquet")
+    assert out["history"].to_pylist()[-1] == ["x", "y", "x", "z"]
+    assert out["history_tag"].to_pylist()[-1] == [None, "of y", None, "of z"]
+    assert out.schema.field("history").type == pa.list_(pa.string())
+
+
 def test_attributes_without_a_table_of_items_must_be_in_every_split(tmp_path: Path) -> None:
     logs = {"train": log(1), "valid": log(2)}
     paths = write(tmp_path, logs)

@@ -246,6 +246,13 @@ def test_columns_missing_twice_or_of_another_type(tmp_path):
         open_source(tmp_path / "twice.parquet").batches(["n"])
 
 
+def test_nulls_among_lists_of_a_fixed_size_are_not_called_damage(tmp_path):
+    lists = pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int64(), 2))
+    write(tmp_path / "x.parquet", {"v": lists})
+    with pytest.raises(InputError, match=r"column .v. cannot be read .*write them as plain lists"):
+        list(open_source(tmp_path / "x.parquet").batches(["v"]))
+
+
 def test_damaged_bytes_never_escape_as_other_errors(tmp_path):
     path = write(
         tmp_path / "x.parquet", {"n": list(range(500)), "s": [f"v{i % 9}" for i in range(500)]}

@@ -147,6 +147,16 @@ def test_given_files(tmp_path):
     assert (numbers(parts.train), numbers(parts.valid), parts.test) == ([1, 2], [1, 2], None)
 
 
+def test_folder_names_have_the_type_that_they_have_in_train(tmp_path):
+    for folder in ("train/shop=a", "train/shop=01", "valid/shop=01", "test/shop=7"):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"label": [0, 1]}), tmp_path / folder / "x.parquet")
+    parts = splits(DataConfig(train="train", valid="valid", test="test", label="label"), tmp_path)
+    assert parts.valid.schema.field("shop").type == pa.string()
+    assert [b["shop"].to_pylist() for b in parts.valid.batches(["shop"])] == [["01", "01"]]
+    assert [b["shop"].to_pylist() for b in parts.test.batches(["shop"])] == [["7", "7"]]
+
+
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
