@@ -239,9 +239,9 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score Parquet to Parquet with the TorchScript bundle (same code as `python -m serving`)."""
-    from serving.batch import open_scorer
     from serving.batch import score as score_parquet
     from serving.parquet import open_source
+    from serving.topk import open_scorer
 
     columns = [column.strip() for column in keep.split(",") if column.strip()]
     scorer = open_scorer(bundle, k=k)
