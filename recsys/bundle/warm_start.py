@@ -75,12 +75,19 @@ def warm_start(model: nn.Module, features: Features, config: AnyRunConfig) -> Wa
     return WarmStart(path, known)
 
 
+MEANING = ("operation", "bits", "scale", "sign", "buckets")
+"""Keys of table methods that say how stored rows become vectors."""
+
+
 def _check_configs(where: str, old: AnyRunConfig, new: AnyRunConfig) -> None:
     pairs = {
         "model.name": (old.model.name, new.model.name),
         "embedding.method": (old.embedding.method, new.embedding.method),
         "embedding.embedding_dim": (old.embedding.embedding_dim, new.embedding.embedding_dim),
     }
+    for name in MEANING:
+        here, there = (getattr(c.embedding, name, None) for c in (new, old))
+        pairs[f"embedding.{name}"] = (there, here)
     for key, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise InputError(

@@ -66,9 +66,10 @@ class Full(TableMethod):
         narrow = sum(self.dims.values()) - self.config.embedding_dim * len(wide)
         index = fixed_bytes(self.fields, dict.fromkeys(self.dims, 0), slots=slots)
         spent = index + column * narrow
+        least = spent + column * len(wide)
+        if budget < least:
+            raise refuse(budget, least, "embedding.method full")
         width = (budget - spent) // (column * max(1, len(wide)))
-        if width < 1:
-            raise refuse(budget, spent + column * len(wide), "embedding.method full")
         width = min(width, self.config.embedding_dim)
         return {name: width if name in wide else dim for name, dim in self.dims.items()}
 

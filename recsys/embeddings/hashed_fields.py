@@ -62,8 +62,16 @@ class HashedFields(TableMethod):
                     f"known: {', '.join(self._owners)}"
                 )
         self._sizes = self._at(1.0 if config.compression is None else config.compression)
-        if not isinstance(config.rows, int) and config.compression is None:
+        sized = isinstance(config.rows, int) or config.compression is not None
+        if config.budget is None:  # the default is for fields that nothing else sizes
+            sized = sized or all(map(self._is_sized, self._owners.values()))
+        if not sized:
             self._fit(budget_bytes(config.budget or DEFAULT_BUDGET, fields, dims))
+
+    def _is_sized(self, owner: FieldSpec) -> bool:
+        """Whether the size of a field does not depend on a budget."""
+        given = isinstance(self.config.rows, dict) and owner.name in self.config.rows
+        return given or (owner.num_ids is not None and owner.num_ids <= self.config.exact_below)
 
     def _row_words(self) -> int:
         """Floats of one row, all layers together."""

@@ -144,8 +144,11 @@ class EmbeddingLayer(nn.Module):
         optimizer = self._train.table_optimizer
         trained = stored = training = 0
         for k, store in enumerate(self.tables):
-            fetched = sum(group[k] for group in self.counts[1:]) * self._train.batch_size
-            sizes = store.memory(self._train, fetched)
+            fetched = sum(
+                group[k] * (field.max_length or 1)
+                for field, group in zip(self.fields, self.counts[1:], strict=True)
+            )
+            sizes = store.memory(self._train, fetched * self._train.batch_size)
             trained += sizes.trainable_params
             stored += sizes.stored_bytes
             training += sizes.training_bytes
@@ -155,7 +158,7 @@ class EmbeddingLayer(nn.Module):
                 stored += weight.numel() * weight.element_size()
                 training += training_bytes(
                     rows=weight.size(0),
-                    width=weight.size(1),
+                    width=weight[0].numel(),
                     optimizer=optimizer,
                     touched=None,
                 )

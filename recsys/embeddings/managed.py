@@ -103,6 +103,8 @@ class Managed(TableMethod):
         self.exact_rows = 0
         if isinstance(config.rows, int):
             self._deal(config.rows * len(self._others))
+        elif config.budget is None and not self._others:
+            self._deal(0)
         else:
             self._fit(budget_bytes(config.budget or DEFAULT_BUDGET, fields, dims))
 

@@ -29,12 +29,12 @@ _ULP, _LEAST = 2.0**-10, 2.0**-24  # of fp16: relative spacing, and that of its 
 class ServedRows(Store):
     """A table that only serves. **Shape:** rows (...) -> (..., width) float32."""
 
-    def __init__(self, *, learned: int) -> None:
+    def __init__(self, *, learned: int, padding: int) -> None:
         super().__init__()
         self.weight = None
         self.sparse = False
         self.fused = False
-        self.padding = -1
+        self.padding = padding
         self._learned: int = learned
 
     @torch.jit.unused
@@ -53,8 +53,8 @@ class HalfRows(ServedRows):
 
     values: Tensor
 
-    def __init__(self, *, values: Tensor, learned: int) -> None:
-        super().__init__(learned=learned)
+    def __init__(self, *, values: Tensor, learned: int, padding: int) -> None:
+        super().__init__(learned=learned, padding=padding)
         self.register_buffer("values", values)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -71,9 +71,16 @@ class AffineRows(ServedRows):
     affine: Tensor
 
     def __init__(
-        self, *, codes: Tensor, affine: Tensor, width: int, paired: bool, learned: int
+        self,
+        *,
+        codes: Tensor,
+        affine: Tensor,
+        width: int,
+        paired: bool,
+        learned: int,
+        padding: int,
     ) -> None:
-        super().__init__(learned=learned)
+        super().__init__(learned=learned, padding=padding)
         self.register_buffer("codes", codes)
         self.register_buffer("affine", affine)
         self.width: int = width
@@ -115,7 +122,7 @@ def quantised(store: Store, kind: Kind) -> Store:
     if kind == "fp16":
         half = weight.half()
         _check(half)
-        return HalfRows(values=half, learned=learned)
+        return HalfRows(values=half, learned=learned, padding=store.padding)
     paired = kind == "int4"
     codes = torch.empty(rows, (width + 1) // 2 if paired else width, dtype=torch.uint8)
     affine = torch.empty(rows, 2, dtype=torch.float16)
@@ -127,7 +134,14 @@ def quantised(store: Store, kind: Kind) -> Store:
             code = code[:, 0::2] | code[:, 1::2] << 4
         codes[part] = code
     _check(affine)
-    return AffineRows(codes=codes, affine=affine, width=width, paired=paired, learned=learned)
+    return AffineRows(
+        codes=codes,
+        affine=affine,
+        width=width,
+        paired=paired,
+        learned=learned,
+        padding=store.padding,
+    )
 
 
 def _encoded(weight: Tensor, levels: int) -> Tuple[Tensor, Tensor]:

@@ -112,6 +112,8 @@ class QuotientRemainder(TableMethod):
     def _digits(self, n: int) -> list[int]:
         """Radices of a field of ``n`` ids, lowest digit first; one digit: exact."""
         m, k = self.m, self.config.partitions
+        if m == 1:
+            return [n]
         while k > 1 and m ** (k - 1) >= n:  # the leading digit would always be 0
             k -= 1
         radices = [m] * (k - 1) + [-(-n // m ** (k - 1))]

@@ -5,9 +5,9 @@ https://arxiv.org/abs/2006.14827.
 
 Search: a feature has candidates of widths 2, 4, 8, .. and D, each with a table and a projection to
 D (`recsys.selection.width_search`); their sum, weighted by a Gumbel softmax, is the vector. Weights
-learn on train without ``share`` of its rows, the logits of the softmax on that share alone, in turn
-(first-order DARTS). Then each feature takes the candidate of largest logit, and the model trains
-from its first weights on all of train, with a table of that width and a projection to D.
+learn on train without ``search_share`` of its rows, the logits of the softmax on that share alone,
+in turn (first-order DARTS). Then each feature takes the candidate of largest logit, and the model
+trains from its first weights on all of train, with a table of that width and a projection to D.
 
 The size is what comes out: **no budget is met**. ``size_penalty`` leans towards small tables; it
 joins the loss as ``size_penalty * (expected floats) / (floats at full width)``, in nats.
@@ -39,10 +39,10 @@ from torch import Tensor, nn
 from recsys.embeddings import EmbeddingLayer, IdMap
 from recsys.embeddings.combine import OneRow
 from recsys.embeddings.compact import compact, described, empty
-from recsys.embeddings.store import FLOAT_BYTES, TorchStore
+from recsys.embeddings.store import TorchStore
 from recsys.selection.autodim_search import Search
 from recsys.selection.method import Selection
-from recsys.selection.retrain import Retrain, Snapshot
+from recsys.selection.retrain import Retrain, Snapshot, snapshot_bytes
 from recsys.selection.row_owners import row_owners
 from recsys.selection.width_search import FieldProjections, WidthSearch
 from recsys.settings import TrainConfig
@@ -54,8 +54,8 @@ WIDTHS = (2, 4, 8, 16, 32, 64)
 
 class AutoDimConfig(FrozenConfig):
     """``widths``: candidates beside the full width; those that are not below it are left out.
-    ``search_epochs`` all run. ``share`` of train is what the logits learn on. ``logit_step``: how
-    far one can move in an epoch (default 0.5). ``size_penalty``: see the module.
+    ``search_epochs`` all run. ``search_share`` of train is what the logits learn on.
+    ``logit_step``: how far one can move in an epoch (default 0.5). ``size_penalty``: see above.
 
     ``paper``: the published temperature, rate of the logits and batch norm.
     """
@@ -63,7 +63,7 @@ class AutoDimConfig(FrozenConfig):
     method: Literal["autodim"]
     widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = WIDTHS
     search_epochs: PositiveInt = 8
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    search_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     logit_step: PositiveFloat | None = None
     size_penalty: Annotated[float, Field(ge=0)] = 0.0
     paper: bool = False
@@ -112,7 +112,8 @@ class AutoDim(Selection):
         for i in range(len(rows.names)):
             mine = (owner == i).nonzero().squeeze(1)
             spans.append((int(mine[0]), int(mine[-1]) + 1))
-            assert len(mine) == spans[-1][1] - spans[-1][0], "rows of a feature lie together"
+            between = owner[slice(*spans[-1])]  # rows of nobody are those that no id hashes to
+            assert ((between == i) | (between < 0)).all(), "rows of a feature lie together"
         owners = [
             rows.names.index(field.shares or field.name) if layer.slots(f) else -1
             for f, field in enumerate(layer.fields)
@@ -253,7 +254,7 @@ class AutoDim(Selection):
 
     def training_bytes(self) -> int:
         """The first weights of all tables, which the retrain starts from."""
-        return FLOAT_BYTES * sum(t.numel() for layer in self.layers for t in layer.trained())
+        return snapshot_bytes(self.layers)
 
     def _vectors(self, layer: EmbeddingLayer) -> Tensor:
         """The part of a searched table that is served, (R, D)."""

@@ -30,7 +30,7 @@ class Search(SearchPhase):
     def __init__(self, selection: AutoDim, snapshot: Snapshot) -> None:
         config = selection.config
         super().__init__("search", config.search_epochs, keep="last", early_stopping=False)
-        self.share = config.share
+        self.share = config.search_share
         self._config = config
         self._selection = selection
         self._snapshot = snapshot

@@ -85,12 +85,18 @@ class ElementSelection(Selection):
         sizes = [(store.weight, store.padding >= 0) for store in self.stores]
         return sum((weight.size(0) - padded) * weight.size(1) for weight, padded in sizes)
 
+    @property
+    def lookups(self) -> int:
+        """Of one layer, with one position of each list."""
+        first = self.layers[0]
+        return sum(len(first.slots(f)) for f in range(len(first.fields)))
+
     def report(self) -> dict[str, Any]:
         """Rows and parameters kept (zero rows excluded), and the form of each table of each
         layer."""
         tables = self.served()
         padded = sum(store.padding >= 0 for store in self.layers[0].tables)
-        form, _ = plan(tables)
+        form, _ = plan(tables, self.lookups)
         return {
             "method": self.config.method,
             "rows": sum(len(weight) for weight in tables[0]) - padded,
@@ -109,7 +115,7 @@ class ElementSelection(Selection):
     def pack(self, model: nn.Module, id_map: IdMap) -> IdMap:
         """Rows without any weight leave all layers if their remap costs less than they do."""
         tables = self.served()
-        form = self._sizes or plan(tables)[0]
+        form = self._sizes or plan(tables, self.lookups)[0]
         row_map, extra = id_map.row_map, 0
         kept = open_rows(tables)
         if self._sizes is not None and form["remapped"]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recsys.embeddings.compact import compact, described
 from recsys.embeddings.store import Store
-from recsys.selection.packing import smallest_dtype
+from recsys.selection.packing import BASE_BYTES, smallest_dtype
 
 Tables = Sequence[Sequence[Tensor]]
 """For each layer the weights (R_k, width) of each of its tables k."""
@@ -29,8 +29,9 @@ def packed(tables: Tables, kept: Sequence[Tensor] | None) -> list[list[Store]]:
     return [[_store(layer, k, kept) for k in range(len(layer))] for layer in tables]
 
 
-def plan(tables: Tables) -> tuple[dict[str, Any], int]:
-    """The form of least bytes, as plain JSON, and its bytes, the remap of rows included.
+def plan(tables: Tables, lookups: int) -> tuple[dict[str, Any], int]:
+    """The form of least bytes, as plain JSON, and its bytes, the remap of rows included, of which
+    ``lookups``, one position of each list, need their table's place.
 
     ``remapped``: rows without any weight leave all layers; ``kept_by_table``: how many stay;
     ``forms``: for each layer the form of each table.
@@ -38,7 +39,8 @@ def plan(tables: Tables) -> tuple[dict[str, Any], int]:
     kept = open_rows(tables)
     remap = smallest_dtype(max(int(mask.sum()) for mask in kept)).itemsize
     whole, fewer = packed(tables, None), packed(tables, kept)
-    sizes = [_bytes(whole), _bytes(fewer) + remap * sum(len(mask) for mask in kept)]
+    index = remap * sum(len(mask) for mask in kept) + BASE_BYTES * lookups
+    sizes = [_bytes(whole), _bytes(fewer) + index]
     remapped = sizes[1] < sizes[0]
     forms = [[described(store) for store in row] for row in (fewer if remapped else whole)]
     counts = [int(mask.sum()) for mask in kept]

@@ -15,7 +15,7 @@ from torch import Tensor
 from recsys.embeddings import EmbeddingLayer
 from recsys.embeddings.frequencies import row_frequencies
 from recsys.selection.gates import RowMask
-from recsys.selection.retrain import Retrain, Snapshot
+from recsys.selection.retrain import Retrain, Snapshot, snapshot_bytes
 from recsys.selection.rows import RowSelection
 from recsys.settings import TrainConfig
 from recsys.training import plots
@@ -119,3 +119,8 @@ class Magnitude(RowSelection):
         snapshot = Snapshot(self)
         epochs = self.train.max_epochs
         return [Train(self, snapshot, epochs), Retrain(self, snapshot, "retrain", epochs)]
+
+    def training_bytes(self) -> int:
+        """Adds the first weights, where the retrain starts from them."""
+        first = snapshot_bytes(self.layers) if self.config.restart == "initial" else 0
+        return super().training_bytes() + first

@@ -53,7 +53,7 @@ from recsys.selection.masked import MaskedStore
 from recsys.selection.optembed_evolution import Genome, Space
 from recsys.selection.optembed_phases import Evolve, Supernet
 from recsys.selection.optembed_store import RowThresholds, SupernetStore
-from recsys.selection.retrain import Retrain, Snapshot
+from recsys.selection.retrain import Retrain, Snapshot, snapshot_bytes
 from recsys.selection.row_owners import row_owners
 from recsys.settings import TrainConfig
 from recsys.training.phase import Phase
@@ -239,9 +239,11 @@ class OptEmbed(ElementSelection):
         return [Supernet(self, snapshot), Evolve(self), retrain]
 
     def training_bytes(self) -> int:
-        """Masks, owners, thresholds, their gradient and Adam's two moments."""
+        """Masks, owners, thresholds, their gradient and Adam's two moments; the first weights,
+        where the retrain starts from them."""
         extra = sum(8 * len(gate.owner) + 16 * len(gate.thresholds) for gate in self.gates)
-        return super().training_bytes() + extra
+        first = snapshot_bytes(self.layers) if self.config.restart == "initial" else 0
+        return super().training_bytes() + extra + first
 
     def _table(self, number: int) -> int:
         return number % len(self.gates)

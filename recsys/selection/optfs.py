@@ -37,7 +37,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from recsys.selection.gates import ValueGates
-from recsys.selection.retrain import Retrain, Snapshot
+from recsys.selection.retrain import Retrain, Snapshot, snapshot_bytes
 from recsys.selection.rows import RowSelection
 from recsys.training import plots
 from recsys.training.optimizers import ParameterGroup
@@ -151,3 +151,7 @@ class OptFS(RowSelection):
     def phases(self) -> list[Phase]:
         snapshot = Snapshot(self)
         return [Search(self, snapshot), Retrain(self, snapshot, "retrain", self.train.max_epochs)]
+
+    def training_bytes(self) -> int:
+        """Adds the early weights that the retrain starts from."""
+        return super().training_bytes() + snapshot_bytes(self.layers)

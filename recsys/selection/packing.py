@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from recsys.embeddings.id_map import Spans
 
+BASE_BYTES = 8
+"""Of the place of a lookup's table in the remap."""
+
 
 class PackedRows(Spans):
     """Row indices after the closed rows are dropped: every layer then holds kept rows only.

@@ -42,7 +42,7 @@ from torch import Tensor
 from recsys.embeddings.store import FloatStore
 from recsys.selection.elements import ElementSelection
 from recsys.selection.quota import share_kept
-from recsys.selection.retrain import Retrain, Snapshot
+from recsys.selection.retrain import Retrain, Snapshot, snapshot_bytes
 from recsys.selection.threshold_store import ThresholdStore
 from recsys.training import plots
 from recsys.training.optimizers import ParameterGroup
@@ -191,8 +191,9 @@ class PEP(ElementSelection):
         return [Search(self, snapshot), retrain]
 
     def training_bytes(self) -> int:
-        """Masks; thresholds, their gradients and Adam's two moments."""
-        return super().training_bytes() + sum(16 * s.logits.numel() for s in self.thresholded)
+        """Masks; thresholds, their gradients and Adam's two moments; the first weights."""
+        thresholds = sum(16 * s.logits.numel() for s in self.thresholded)
+        return super().training_bytes() + thresholds + snapshot_bytes(self.layers)
 
     def report(self) -> dict[str, Any]:
         """Adds ``reached``."""

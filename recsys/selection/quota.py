@@ -18,11 +18,7 @@ def largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
 
     Of equal scores the first stay, so that the count is met exactly.
     """
-    joint = torch.cat([score.flatten() for score in scores])
-    kept = torch.zeros_like(joint, dtype=torch.bool)
-    kept[joint.sort(descending=True, stable=True).indices[:count]] = True
-    parts = kept.split([score.numel() for score in scores])
-    return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
+    return [rank < count for rank in _ranks(scores)]
 
 
 def share_kept(selection: ElementSelection, scores: Sequence[Tensor], keep: float) -> list[Tensor]:
@@ -43,22 +39,33 @@ def budget_kept(selection: ElementSelection, scores: Sequence[Tensor], budget: s
         for layer in selection.layers
     )
     most = parse_bytes(budget) - spent
+    ranks = _ranks(scores)
     low, high = 0, selection.parameters  # the most that is known to fit, the most that may
     while low < high:
         count = (low + high + 1) // 2
-        size = _bytes(selection, largest(scores, count))
+        size = _bytes(selection, ranks, count)
         low, high = (count, high) if size <= most else (low, count - 1)
     if low == 0:
-        least = spent + _bytes(selection, largest(scores, 1))
+        least = spent + _bytes(selection, ranks, 1)
         raise InputError(
             f"selection.budget {budget} is too small: tables with one weight left still take "
             f"{size_text(least)}; raise it"
         )
-    return largest(scores, low)
+    return [rank < low for rank in ranks]
 
 
-def _bytes(selection: ElementSelection, kept: Sequence[Tensor]) -> int:
-    """Bytes of the tables if ``kept`` of their weights stay."""
-    masks = iter(kept)
-    ones = [[next(masks).float() for _ in layer.tables] for layer in selection.layers]
-    return plan(ones)[1]
+def _ranks(scores: Sequence[Tensor]) -> list[Tensor]:
+    """The place of each score among all, the largest first, in the shape of its scores."""
+    joint = torch.cat([score.flatten() for score in scores])
+    places = torch.empty(len(joint), dtype=torch.int64, device=joint.device)
+    order = joint.sort(descending=True, stable=True).indices
+    places[order] = torch.arange(len(joint), device=joint.device)
+    parts = places.split([score.numel() for score in scores])
+    return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
+
+
+def _bytes(selection: ElementSelection, ranks: Sequence[Tensor], count: int) -> int:
+    """Bytes of the tables if the first ``count`` of their weights stay."""
+    left = iter(ranks)
+    ones = [[(next(left) < count).float() for _ in layer.tables] for layer in selection.layers]
+    return plan(ones, selection.lookups)[1]

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from recsys.embeddings import EmbeddingLayer
+from recsys.embeddings.store import FLOAT_BYTES
 from recsys.training.phase import Loop, Phase
 
 
@@ -51,6 +53,11 @@ class Snapshot:
         assert not unexpected
         assert all(id(live[name]) in gates for name in missing)
         self.tensors = {}
+
+
+def snapshot_bytes(layers: Sequence[EmbeddingLayer]) -> int:
+    """Bytes of what a `Snapshot` copies of the layers."""
+    return FLOAT_BYTES * sum(t.numel() for layer in layers for t in layer.trained())
 
 
 class Retrain(Phase):

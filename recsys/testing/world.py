@@ -16,6 +16,7 @@ from recsys.build import Assembly, build
 from recsys.bundle.graph import ServingGraph
 from recsys.config import RunConfig, parse_click_config
 from recsys.embeddings.integer_store import IntegerStore
+from recsys.embeddings.store import FloatStore
 from recsys.features import Features, fit
 from recsys.types import Batch, FrozenConfig
 from serving.encode import encode
@@ -120,6 +121,8 @@ def shake(model: nn.Module) -> nn.Module:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         for store in model.modules():
+            if isinstance(store, FloatStore) and store.padding >= 0:
+                store.weight[store.padding] = 0.0  # as no training moves it
             if isinstance(store, IntegerStore):
                 store.write(
                     torch.arange(store.codes.size(0)),

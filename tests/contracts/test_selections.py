@@ -40,7 +40,7 @@ ELEMENTS = {"dnis", "pep", "optembed", "deeplight", "dsl", "autodim"}
 """Methods that decide about single weights or columns: `ElementSelection`."""
 TABLES: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "embedding_dim": 8},
-    "hash": {"method": "hash", "embedding_dim": 8, "compression": 0.7},
+    "hash": {"method": "hash", "embedding_dim": 8, "compression": 0.7, "exact_below": 0},
     "unified": {
         "method": "unified",
         "embedding_dim": 8,

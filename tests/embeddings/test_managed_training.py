@@ -61,9 +61,8 @@ def test_a_reused_row_is_a_fresh_one_and_the_optimiser_has_forgotten_it(
             assert entry[kept].any()
 
 
-def test_l2_on_all_rows_and_clipping_work_as_on_any_table() -> None:
-    settings = {"embedding_l2": {"value": 0.1}, "clip_norm": 1.0}
-    model, optimizers = reader(rows=10, **settings)
+def test_l2_on_all_rows_works_as_on_any_table() -> None:
+    model, optimizers = reader(rows=10, embedding_l2={"value": 0.1})
     weight = model.store().weight
     with torch.no_grad():
         weight.fill_(1.0)

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from embedding_cases import CONFIGS, FIELDS, build, config, encoded, same
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
-from recsys.embeddings import EMBEDDINGS
+from recsys.embeddings import EMBEDDINGS, EmbeddingConfig, build_embeddings
 from recsys.embeddings.budget import BudgetTooSmall, budget_bytes
+from recsys.settings import TrainConfig
 from recsys.types import Batch, FieldSpec, InputError
 
 every_config = pytest.mark.parametrize("name", CONFIGS)
@@ -141,6 +143,24 @@ def test_memory_counts_the_tensors_and_the_file(name: str, tmp_path: Path) -> No
     names = 200 * (len(tensors) + 1)  # the header of the file
     assert floats < (tmp_path / "layer.safetensors").stat().st_size < floats + names
     assert report.training_bytes > 2 * floats
+
+
+def test_training_bytes_hold_the_gradient_of_every_position_of_a_list() -> None:
+    history = FieldSpec("history", "sequence", num_ids=10_000, pooling="mean", max_length=50)
+    train = TrainConfig(embedding_gradient="sparse", batch_size=100, optimizer="sgd")
+    table = TypeAdapter(EmbeddingConfig).validate_python({"method": "full"})
+    _, layers = build_embeddings(table, (history,), {"main": 16}, train=train)
+    weights, index_and_row = 4 * 16 * 10_000, 8 + 4 * 16
+    assert layers["main"].memory().training_bytes >= weights + 100 * 50 * index_and_row
+
+
+def test_training_bytes_of_projections() -> None:
+    """Adam: weights, gradients and two moments of both tables and both projections."""
+    for name in ("low_rank", "mixed_dim"):
+        layer = build(name)[1]["main"]
+        trained = sum(p.numel() for p in layer.parameters())
+        index = layer.memory().stored_bytes - 4 * trained
+        assert layer.memory().training_bytes == 4 * 4 * trained + index
 
 
 @pytest.mark.parametrize("name", [name for name, tree in CONFIGS.items() if "budget" in tree])

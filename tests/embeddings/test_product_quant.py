@@ -197,10 +197,6 @@ def test_clusters_are_learned() -> None:
     final = layer.finalise()
     vectors = final.all_vectors(0).detach()
     error = (vectors - kinds[kind]).square().mean() / kinds.square().mean()
-    print(
-        "ERR",
-        error,
-    )
     assert float(error) < 0.05
     used = [len(table.nearest(torch.arange(2000))[:, part].unique()) for part in range(2)]
     assert min(used) >= 24

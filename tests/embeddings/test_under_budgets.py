@@ -40,6 +40,34 @@ WORLD = (
 )
 
 
+@pytest.mark.parametrize("partitions", [2, 4])
+def test_chunks_are_distinct_where_the_budget_is_ample(partitions: int) -> None:
+    keys = {"operation": "concat", "partitions": partitions, "budget": "10MB", "init_std": 0.1}
+    layers = build({"method": "quotient_remainder", **keys}, PAIR, {"main": 16})[1]
+    vectors = layers["main"].all_vectors(0).view(IDS, partitions, -1)
+    assert [len(vectors[:, t].unique(dim=0)) for t in range(partitions)] == [IDS] * partitions
+
+
+def test_rows_for_every_field_need_no_budget() -> None:
+    """The default budget of 10 MB is for fields that nothing else sizes."""
+    fields = (FieldSpec("open", "categorical"), zipf("device", 5))
+    for method in ("hash", "double_hash", "managed"):
+        tree = {"method": method, "rows": {"open": 300_000, "device": 10}}
+        table = build(tree, fields, DIMS)[1]["main"].memory()
+        assert table.stored_bytes > 4 * 16 * 300_000 > 10_000_000
+    with pytest.raises(BudgetTooSmall):
+        build({"method": "hash", "rows": {"open": 300_000}, "budget": "10MB"}, fields, DIMS)
+
+
+def test_a_budget_without_wide_layers() -> None:
+    """A linear model has first-order weights alone: nothing can be made narrower."""
+    fields, dims = (zipf("city", 900), zipf("user", 600)), {"first_order": 1}
+    build({"method": "full", "budget": "7KB"}, fields, dims)
+    with pytest.raises(BudgetTooSmall) as refused:
+        build({"method": "full", "budget": "5KB"}, fields, dims)
+    build({"method": "full", "budget": refused.value.floor}, fields, dims)
+
+
 def stored(layers: dict[str, EmbeddingLayer]) -> int:
     return sum(layer.finalise().memory().stored_bytes for layer in layers.values())
 
