@@ -126,6 +126,9 @@ def _data(config: AnyRunConfig, label: str) -> list[Any]:
     data = config.data
     if data.test is None and data.source is None:
         raise InputError(f"config {label}: a benchmark needs data.test")
+    split = data.split
+    if split is not None and split.method != "leave_last_out" and split.test == 0:
+        raise InputError(f"config {label}: a benchmark needs a test part; set data.split.test")
     return [data.source, data.train, data.valid, data.test]
 
 

@@ -16,7 +16,7 @@ from pipelines.ranking import RankingTask
 from pipelines.sample import first_rows
 from pipelines.task import Task
 from recsys.bundle.warm_start import warm_start
-from recsys.config import AnyRunConfig, SequenceRunConfig
+from recsys.config import AnyRunConfig, SequenceRunConfig, public
 from recsys.training.checkpoint import load_checkpoint
 from recsys.training.prediction import slow_precision
 from recsys.training.progress import Reporter, SilentReporter
@@ -56,7 +56,7 @@ def run(
     tracker = open_tracker(config.tracking)
     tracker.start(
         config.name,
-        params=config.model_dump(mode="json"),
+        params=public(config),
         tags=task.tags,
         parent=parent,
         resume=saved.state["run_id"] if saved is not None else None,
@@ -119,7 +119,7 @@ def _finish(
     manifest = {
         "name": config.name,
         "run_id": tracker.run_id,
-        "config": config.model_dump(mode="json"),
+        "config": public(config),
         "metrics": metrics,
         "memory": memory,
         **kept,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.run_config import RunConfig
 from recsys.sequence_config import SequenceRunConfig
 from recsys.types import InputError
+from serving.paths import without_secrets
 
 __all__ = [
     "AnyRunConfig",
@@ -32,6 +33,20 @@ __all__ = [
 AnyRunConfig = RunConfig | SequenceRunConfig
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyRunConfig:
     """Reads one YAML file and applies ``a.b=value`` overrides (values are YAML).
 
@@ -40,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyRunConfig
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(f"config {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -77,6 +92,19 @@ def _of_clicks(config: AnyRunConfig, where: str) -> RunConfig:
             "clicks"
         )
     return config
+
+
+def public(config: AnyRunConfig) -> dict[str, Any]:
+    """``config`` as plain JSON for records that others read: no passwords in its URLs."""
+    return cast(dict[str, Any], _public(config.model_dump(mode="json")))
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _public(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_public(part) for part in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _kind(tree: Mapping[str, Any]) -> type[RunConfig] | type[SequenceRunConfig]:

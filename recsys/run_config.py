@@ -26,7 +26,7 @@ class Run(FrozenConfig):
     """The keys of every run; ``data``, ``model`` and ``train`` are more precise in each kind."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: FrozenConfig
     features: Annotated[dict[str, FeatureConfig], Field(min_length=1)]
     embedding: EmbeddingConfig

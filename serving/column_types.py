@@ -58,6 +58,21 @@ def _widest(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         return None
 
 
+def joinable(kind: pa.DataType) -> pa.DataType:
+    """The type as which batches can be joined and gathered: the codes of dictionaries get room for
+    the values of all files (pandas writes eight bits), and views, which Arrow cannot gather, become
+    plain."""
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(pa.int32(), joinable(kind.value_type))
+    if pa.types.is_list(kind):
+        return pa.list_(joinable(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(joinable(kind.value_type))
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
+
+
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """The same values without dictionary, large offsets or views."""
     if pa.types.is_dictionary(kind):

@@ -20,7 +20,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serving.column_types import partition_types, unify
+from serving.column_types import joinable, partition_types, unify
 from serving.errors import InputError
 from serving.parquet_file import READ_ERRORS, diagnose, read_batches, read_footer
 from serving.paths import DataFile, locate
@@ -100,8 +100,9 @@ class ParquetSource:
         for footer in self._footers:
             for column in footer.schema:
                 if column.name not in self._partition_types:
-                    known = types.get(column.name, column.type)
-                    types[column.name] = unify(known, column.type) or known
+                    found = joinable(column.type)
+                    known = types.get(column.name, found)
+                    types[column.name] = unify(known, found) or known
         return pa.schema(list((types | self._partition_types).items()))
 
     def _digest(self) -> str:

@@ -60,6 +60,7 @@ def locate(
 
 def _locate_one(item: str, root: str | None) -> list[DataFile]:
     full = _absolute(item, root)
+    shown, place = without_secrets(item), without_secrets(full)
     try:
         fixed, patterns = _split_glob(full)
         filesystem, base, prefix = _open_filesystem(full)
@@ -75,14 +76,27 @@ def _locate_one(item: str, root: str | None) -> list[DataFile]:
     except (pa.ArrowException, OSError, ImportError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot open data path {item!r} ({full}): {reason}") from None
+        reason = " ".join(str(error).split()).replace(item, shown)
+        raise InputError(f"cannot open data path {shown!r} ({place}): {reason}") from None
     if not infos:
         raise InputError(
-            f"data path {item!r} names no Parquet file (looked at {full}); "
+            f"data path {shown!r} names no Parquet file (looked at {place}); "
             "check the path, and the folder that relative paths start from"
         )
     return [_data_file(filesystem, info, base, prefix) for info in infos]
+
+
+def without_secrets(text: str) -> str:
+    """``text`` without what may be secret in a URL: the password, and all that follows ``?``."""
+    scheme, mark, rest = text.partition("://")
+    if not mark:
+        return text
+    host, slash, path = rest.partition("/")
+    user, at, host = host.rpartition("@")
+    if at:
+        user = f"{user.partition(':')[0]}:***" if ":" in user else user
+    plain, question, options = f"{user}{at}{host}{slash}{path}".partition("?")
+    return f"{scheme}://{plain}" + ("?***" if options else question)
 
 
 def _absolute(item: str, root: str | None) -> str:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recsys.config import RunConfig, load_config, parse_config
+from recsys.config import RunConfig, load_config, parse_config, public
 from recsys.types import InputError
 
+DATA = {"train": "train.parquet", "label": "label"}
 TREE = {
     "name": "tiny",
-    "data": {"train": "train.parquet", "label": "label"},
+    "data": DATA,
     "features": {"user": {"type": "categorical"}, "price": {"type": "numeric"}},
     "embedding": {"method": "full", "embedding_dim": 4},
     "model": {"name": "lr"},
@@ -135,6 +136,24 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("[1]")
     with pytest.raises(InputError, match="must be a mapping"):
         load_config(tmp_path / "list.yaml")
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\ntrain: {max_epochs: 1}\nseed: 1\ntrain: {max_epochs: 9}\n")
+    with pytest.raises(InputError, match=r"the key 'train' is there twice .*line 4"):
+        load_config(path)
+
+
+def test_records_hold_no_passwords() -> None:
+    secret = "postgresql://me:hunter2@db:5432/runs?password=hunter2"
+    tree = {**TREE, "data": {**DATA, "train": "s3://KEY:hunter2@bucket/log?region=x"}}
+    told = json.dumps(public(parse_config({**tree, "tracking": {"uri": secret}})))
+    assert "hunter2" not in told
+    assert "postgresql://me:***@db:5432/runs?***" in told
+    assert "s3://KEY:***@bucket/log?***" in told
+    plain = parse_config(TREE)
+    assert public(plain) == plain.model_dump(mode="json")
 
 
 def test_config_is_frozen_and_round_trips() -> None:

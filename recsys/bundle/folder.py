@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 
@@ -81,8 +82,12 @@ def write(
     that are already there belong to the bundle. ``output``: what the graph returns; ``extra``:
     what else the manifest records."""
     assert not _OWN_KEYS & extra.keys(), f"the exporter writes {_OWN_KEYS & extra.keys()} itself"
-    script(graph).save(str(folder / GRAPH))
-    save_model(graph, str(folder / WEIGHTS))
+    # By way of memory: torch ends the whole process where it cannot write to the disk.
+    (folder / GRAPH).write_bytes(script(graph).save_to_buffer())
+    try:
+        save_model(graph, str(folder / WEIGHTS))
+    except SafetensorError as error:  # what the library makes of an OSError
+        raise OSError(f"cannot write {folder / WEIGHTS}: {error}") from error
     if features is not None:
         features.save(folder / FEATURES)
     files = {}

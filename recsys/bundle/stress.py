@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 
+from serving.column_types import joinable
 from serving.encode import InputField, is_list, type_family
 
 __all__ = ["stress_rows"]
@@ -33,12 +34,8 @@ def stress_rows(rows: pa.Table, inputs: Sequence[InputField]) -> pa.Table:
 
 
 def _plain(dtype: pa.DataType) -> pa.DataType:
-    # Arrow cannot gather views, and a dictionary would not hold the unseen values.
-    if pa.types.is_dictionary(dtype):
-        return _plain(dtype.value_type)
-    if pa.types.is_string_view(dtype):
-        return pa.large_string()
-    return pa.large_binary() if pa.types.is_binary_view(dtype) else dtype
+    # A dictionary would not hold the unseen values, and Arrow cannot gather views.
+    return joinable(dtype.value_type if pa.types.is_dictionary(dtype) else dtype)
 
 
 def _unseen(column: pa.Array) -> pa.Array:

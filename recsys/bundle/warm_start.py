@@ -80,7 +80,7 @@ MEANING = ("operation", "bits", "scale", "sign", "buckets")
 
 
 def _check_configs(where: str, old: AnyRunConfig, new: AnyRunConfig) -> None:
-    pairs = {
+    pairs: dict[str, tuple[Any, Any]] = {
         "model.name": (old.model.name, new.model.name),
         "embedding.method": (old.embedding.method, new.embedding.method),
         "embedding.embedding_dim": (old.embedding.embedding_dim, new.embedding.embedding_dim),

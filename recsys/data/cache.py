@@ -31,7 +31,7 @@ from recsys.embeddings.id_map import IdMap
 from recsys.features import Features
 from recsys.settings import DataConfig
 from recsys.types import Batch, InputError, Target
-from serving.encode import check_schema
+from serving.encode import MAX_CELLS, check_schema
 from serving.parquet import Source
 
 BATCH_ROWS = 32_768
@@ -243,7 +243,13 @@ def _take_list(
     starts = [block.lists[f][1][local].astype(np.int64) for block, local in pieces]
     ends = [block.lists[f][1][local + 1].astype(np.int64) for block, local in pieces]
     lengths = np.concatenate(ends) - np.concatenate(starts)
-    inside = np.arange(int(lengths.max(initial=0))) < lengths[:, None]  # (B, L)
+    longest = int(lengths.max(initial=0))
+    if longest * len(lengths) * len(pad) > MAX_CELLS:
+        raise InputError(
+            f"a list of {longest:,} elements is too long to pad a batch of {len(lengths):,} rows "
+            "to; set max_length of the list features, or train in smaller batches"
+        )
+    inside = np.arange(longest) < lengths[:, None]  # (B, L)
     out = np.empty((*inside.shape, len(pad)), pad.dtype)
     out[:] = pad
     elements = [

@@ -181,6 +181,11 @@ def write_histories(
             f"{source.files[0]}: column {own[0]!r} is missing; add it to this split as to train, "
             "or give a table of items"
         )
+    if len(added) < len(events) * (1 + len(columns.attributes)):
+        raise InputError(
+            "two histories would write one column, such as that of history 'a' and attribute 'b' "
+            "and that of history 'a_b'; give histories other names"
+        )
     for name in added:
         if name in source.schema.names:
             raise InputError(

@@ -41,11 +41,11 @@ def weights(rows: pa.RecordBatch, config: DataConfig, source: Source, first: int
     if config.weight is None:
         return np.ones(rows.num_rows, np.float32)
     values = _numbers(rows, config.weight, "weight")
-    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    bad = np.flatnonzero(~((values <= np.finfo(np.float32).max) & (values >= 0)))
     if len(bad):
         raise InputError(
             _at(source, first, bad[0], rows, config.weight)
-            + " is no weight; weights must be finite and at least 0"
+            + " is no weight; weights must be finite (as float32) and at least 0"
         )
     return values.astype(np.float32)
 
@@ -64,6 +64,7 @@ def check_targets(source: Source, config: DataConfig) -> None:
     """
     first = 0
     columns = target_columns(config)
+    source.batches(columns).close()  # refuses a missing group column, whose values are not read
     for rows in source.batches(columns[:-1] if config.group else columns):
         labels(rows, config, source, first)
         weights(rows, config, source, first)

@@ -89,12 +89,8 @@ def read_buckets(path: Path, count: int) -> Iterator[Bucket]:
 
 
 def plain_type(source: Source, name: str) -> pa.DataType:
-    """The type of a column's values: of a dictionary those in it, and no views, which Arrow cannot
-    gather."""
-    dtype = decoded(pa.nulls(0, source.schema.field(name).type)).type
-    if pa.types.is_string_view(dtype):
-        return pa.large_string()
-    return pa.large_binary() if pa.types.is_binary_view(dtype) else dtype
+    """The type of a column's values: of a dictionary those in it."""
+    return decoded(pa.nulls(0, source.schema.field(name).type)).type
 
 
 def _events(

@@ -24,6 +24,7 @@ class EmbeddingLayer(nn.Module):
     __jit_unused_properties__: ClassVar[List[str]] = ["tables", "float_tables"]
     __jit_ignored_attributes__: ClassVar[List[str]] = ["float_tables", "_method", "_train"]
     order: Tensor
+    counts: List[List[int]]  # said here, since a script cannot tell of what empty lists are
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class EmbeddingLayer(nn.Module):
         self.reorders: bool = order != list(range(len(joint)))
         self.register_buffer("order", torch.tensor(order, dtype=torch.int64), persistent=False)
         # counts[f + 1][k]: lookups of field f (-1: all categorical ones) in table k
-        self.counts: List[List[int]] = [
+        self.counts = [
             [list(group).count(k) for k in range(len(stores))] for group in [joint, *slots]
         ]
         self._lookups = len(joint) + sum(

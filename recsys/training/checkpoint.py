@@ -38,12 +38,14 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, step: int) -> Path:
-    """Writes ``folder/step-N`` (temp folder, fsync, rename), then removes older ones.
+    """Writes ``folder/step-N.K`` (temp folder, fsync, rename), then removes older ones; K counts
+    the checkpoints of one step, such as that of ``checkpoint_steps`` and that of its epoch's end.
 
-    A killed writer leaves the previous checkpoint untouched.
+    A killed writer leaves the previous checkpoint untouched. Errors: `OSError`, a full disk too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{step:012d}"
+    same = [int(old.name.partition(".")[2]) for old in folder.glob(f"step-{step:012d}.*")]
+    final = folder / f"step-{step:012d}.{max(same, default=0) + 1:06d}"
     temp = folder / f".writing-{os.getpid()}"
     shutil.rmtree(temp, ignore_errors=True)
     temp.mkdir()
@@ -51,12 +53,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, step: int) -> Path:
         tensors = {
             key: value.detach().contiguous() for key, value in getattr(checkpoint, name).items()
         }
-        save_file(_unshared(tensors), temp / f"{name}.safetensors")
+        try:
+            save_file(_unshared(tensors), temp / f"{name}.safetensors")
+        except SafetensorError as error:  # what the library makes of an OSError
+            raise OSError(f"cannot write {temp / name}: {error}") from error
     (temp / _STATE).write_text(json.dumps(checkpoint.state))
     for file in temp.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    shutil.rmtree(final, ignore_errors=True)
     os.replace(temp, final)
     _fsync_folder(folder)
     for old in folder.iterdir():

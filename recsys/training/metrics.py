@@ -31,6 +31,7 @@ from recsys.training.curves import (
 )
 from recsys.types import Metrics
 from serving.errors import InputError
+from serving.ids import NULL_ID
 
 __all__ = [
     "CLIP",
@@ -60,7 +61,8 @@ def gauc(labels: Array, scores: Array, groups: Array, weights: Array | None = No
     """Mean AUC within groups (users), weighted by their impressions (rows, or sum of weights).
 
     Groups of one class have no AUC and are out of both sums (Zhu et al. 2017, "Optimized cost per
-    click in Taobao display advertising", https://arxiv.org/abs/1703.02091). NaN if none is left.
+    click in Taobao display advertising", https://arxiv.org/abs/1703.02091), and so are rows whose
+    group is null (`NULL_ID`). NaN if none is left.
     """
     impressions, aucs = group_aucs(labels, scores, groups, weights)
     if len(aucs) == 0:
@@ -71,7 +73,8 @@ def gauc(labels: Array, scores: Array, groups: Array, weights: Array | None = No
 def group_aucs(
     labels: Array, scores: Array, groups: Array, weights: Array | None = None
 ) -> tuple[Array, Array]:
-    """Impressions (G,) and AUC (G,) of every group that has both classes, by rising group.
+    """Impressions (G,) and AUC (G,) of every group that has both classes, by rising group; rows
+    whose group is `NULL_ID` are in none.
 
     Which groups these are does not depend on the scores. None if a score is NaN.
     """
@@ -84,6 +87,10 @@ def group_aucs(
     if group.dtype == object:
         group = np.unique(group, return_inverse=True)[1]
     order = np.lexsort((score, group))
+    if group.dtype.kind == "i":
+        order = order[group[order] != NULL_ID]
+    if len(order) == 0:
+        return np.zeros(0), np.zeros(0)
     group, score = group[order], score[order]
     rows = np.broadcast_to(weight, positive.shape)[order]
     new_group = np.r_[True, group[1:] != group[:-1]]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from recsys.settings import TrainConfig
+from recsys.types import InputError
 
 LOWER_IS_BETTER = frozenset({"logloss", "ne", "ece"})
 _MIN_GAIN = 1e-6
@@ -49,9 +50,17 @@ class Schedule:
     def judge(self, epoch: int, metrics: dict[str, float]) -> bool:
         """Takes the validation metrics of one epoch; returns whether they are the best so far.
 
-        A NaN metric (one class only, say) never counts as better.
+        A NaN metric never counts as better. Errors: `InputError` if the rows do not define it: it
+        is NaN from the start, although the scores are numbers.
         """
         value = metrics[self.config.monitor]
+        undefined = math.isnan(value) and math.isfinite(metrics.get("logloss", math.nan))
+        if undefined and self.best_value is None:
+            raise InputError(
+                f"train.monitor {self.config.monitor} is not defined on valid: it has rows of one "
+                "label only, as far as this metric looks; set train.monitor to logloss, or use "
+                "other rows"
+            )
         self.history.append({"epoch": float(epoch), **metrics})
         signed = -value if self.config.monitor in LOWER_IS_BETTER else value
         if not math.isnan(signed) and (

@@ -254,6 +254,12 @@ def test_row_indices_beyond_int32(tmp_path, shift):
     assert (batch.ids - shift).tolist() == expected[0]
 
 
+def test_an_absurd_list_is_refused_before_it_fills_the_memory(small_blocks, monkeypatch):
+    monkeypatch.setattr(cache, "MAX_CELLS", 20)
+    with pytest.raises(InputError, match=r"too long to pad a batch of .* set max_length"):
+        list(small_blocks[1].batches(64, shuffle=False, seed=0))
+
+
 def test_data_without_floats_or_lists(tmp_path):
     source = prepare(tmp_path / "log")[1]
     features = fit({"code": CONFIGS["code"]}, source)

@@ -148,6 +148,11 @@ def test_text_from_files_with_other_values(tmp_path: Path) -> None:
     assert out.schema.field("history").type == pa.list_(pa.string())
 
 
+def test_two_histories_never_share_a_column(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two histories would write one column"):
+        made(tmp_path, {"train": log(1)}, histories=("a", "a_rating"), attributes=("rating",))
+
+
 def test_attributes_without_a_table_of_items_must_be_in_every_split(tmp_path: Path) -> None:
     logs = {"train": log(1), "valid": log(2)}
     paths = write(tmp_path, logs)

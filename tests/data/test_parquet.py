@@ -96,6 +96,30 @@ def test_every_type_survives(tmp_path, name, as_dictionary):
         assert all(b.schema == source.schema for b in batches)
 
 
+def test_dictionaries_of_many_files_can_be_joined(tmp_path):
+    """pandas writes categories with codes of eight bits: more than 127 values do not fit."""
+    days = [[f"day {day}, {i % 60}" for i in range(100)] for day in range(3)]
+    for day, values in enumerate(days):
+        coded = pa.array(values).dictionary_encode()
+        coded = coded.cast(pa.dictionary(pa.int8(), pa.string()))
+        lists = pa.ListArray.from_arrays(pa.array(range(101), pa.int32()), coded)
+        write(tmp_path / "log" / f"{day}.parquet", {"c": coded, "l": lists})
+    source = open_source(tmp_path / "log")
+    with write_parquet(tmp_path / "out.parquet", source.schema) as writer:
+        writer.write_table(pa.Table.from_batches(source.batches(["c", "l"], 70)))
+    out = pq.read_table(tmp_path / "out.parquet")
+    values = [value for day in days for value in day]
+    assert out["c"].to_pylist() == values
+    assert out["l"].to_pylist() == [[value] for value in values]
+    assert pa.Table.from_batches(source.batches(["c"])).combine_chunks().num_rows == 300
+
+
+def test_views_can_be_filtered(tmp_path):
+    write(tmp_path / "x.parquet", {"c": TYPES["view"]})
+    (batch,) = open_source(tmp_path / "x.parquet").batches(["c"])
+    assert batch.filter(pa.array([True, False, True])).column("c").to_pylist() == ["a", ""]
+
+
 def test_hive_folder(tmp_path):
     write(tmp_path / "log/day=01/country=a%20b/x.parquet", {"n": [1, 2]})
     write(tmp_path / "log/day=02/country=__HIVE_DEFAULT_PARTITION__/x.parquet", {"n": [3]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -69,8 +70,12 @@ def test_parts_are_disjoint_complete_and_stable(
     for part, rows in zip((cut.train, cut.valid, cut.test), parts, strict=True):
         assert numbers(part, batch_rows=batch_rows) == rows
         assert part.num_rows == len(rows)
-        if rows:
-            assert ", row 0 of the group" in part.place(0) or rows[0] > 0
+        for row in (0, len(rows) - 1) if rows else ():
+            file, group, place = re.fullmatch(
+                r"(.*), row group (\d+), row (\d+) of the group", part.place(row)
+            ).groups()
+            found = pq.ParquetFile(file).read_row_group(int(group), ["n"])["n"][int(place)]
+            assert found.as_py() == rows[row]
 
 
 def test_random_shares_and_seed(tmp_path):
@@ -171,6 +176,7 @@ def test_folder_names_have_the_type_that_they_have_in_train(tmp_path):
         ("weight", [1.0, 2.0, -0.5], "row group 1, row 0 of the group: column 'weight': -0.5"),
         ("weight", [1.0, float("inf"), 1.0], "column 'weight': inf is no weight"),
         ("weight", [1.0, None, 1.0], "column 'weight': None is no weight"),
+        ("weight", [1.0, 1e39, 1.0], "column 'weight': 1e+39 is no weight"),
     ],
 )
 def test_bad_labels_and_weights_name_their_place(tmp_path, column, values, message):

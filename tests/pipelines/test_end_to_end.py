@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipelines import train
+from recsys.config import parse_config
 from recsys.data.synthetic import PlantedLog, write_log
 from recsys.training.metrics import auc
 
@@ -123,6 +125,14 @@ def test_torchrec_store_trains_resumably_and_exports(tmp_path: Path, log: Plante
     result = json.loads(done.stdout)
     assert result["metrics"]["test"]["auc"] > 0.5
     assert result["verified"]["max_abs_diff"] <= 1e-6
+
+
+def test_numbers_alone_train_and_export(tmp_path: Path, log: PlantedLog) -> None:
+    changed = tree(log, features={"price": {"type": "numeric", "transform": "log1p"}})
+    changed["embedding"] = {"method": "full", "embedding_dim": 8}
+    result = train.run(parse_config(changed), out=tmp_path)
+    assert result["memory"]["lookups_per_row"] == 0
+    assert 0.4 < result["metrics"]["test"]["auc"] < 1
 
 
 def test_two_runs_are_equal(tmp_path: Path, log: PlantedLog) -> None:

@@ -25,6 +25,7 @@ from recsys.training.metrics import (
     slices,
 )
 from recsys.types import InputError
+from serving.ids import NULL_ID
 
 
 def random_rows(seed: int, rows: int, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -179,6 +180,14 @@ def test_names_and_rows() -> None:
     assert list(evaluate(labels, scores)) == names
     assert list(evaluate(labels, scores, groups=np.zeros(50))) == ["auc", "gauc", *names[1:]]
     assert evaluate(labels, scores)["rows"] == 50
+
+
+def test_rows_without_a_user_are_no_user() -> None:
+    labels = np.array([0, 1, 1, 0, 1, 0, 0, 1])
+    scores = np.array([0.1, 0.9, 0.8, 0.2, 0.1, 0.9, 0.8, 0.3])
+    users = np.array([1, 1, 2, 2, *[NULL_ID] * 4])
+    assert gauc(labels, scores, users) == 1.0
+    assert np.isnan(gauc(labels, scores, np.full(8, NULL_ID)))
 
 
 def test_one_group_gives_gauc_equal_to_auc() -> None:

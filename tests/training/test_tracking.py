@@ -171,6 +171,11 @@ def test_no_uri_gives_the_null_tracker() -> None:
     tracker.finish()
 
 
+def test_names_of_columns_become_names_that_mlflow_takes() -> None:
+    found = flatten({"features": {"price ($)": {"type": "numeric"}, "a+b/c": {}}})
+    assert found == {"features.price ___.type": "numeric", "features.a_b/c": "{}"}
+
+
 def test_flatten() -> None:
     nested = {
         "a": {"b": 1, "c": {"d": None}},

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from recsys.settings import TrainConfig
 from recsys.testing.rows import MemoryRows
-from recsys.training.checkpoint import load_checkpoint
+from recsys.training import checkpoint
+from recsys.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from recsys.training.prediction import slow_precision
 from recsys.training.schedule import Schedule
 from recsys.training.trainer import Interrupted, Phase, Trainer
@@ -113,6 +116,44 @@ def test_half_written_checkpoint_is_ignored(tmp_path: Path) -> None:
     saved = load_checkpoint(tmp_path)
     assert saved is not None
     assert saved.state["position"]["total_steps"] == 3
+
+
+def test_a_second_checkpoint_of_a_step_never_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of an epoch saves again what ``checkpoint_steps`` has just saved; a kill at any of
+    its calls leaves one of the two."""
+    made = Checkpoint({"w": torch.ones(1)}, {}, {}, {}, {}, {"number": 1})
+    save_checkpoint(tmp_path, made, step=4)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for module, call in ((checkpoint.os, "replace"), (checkpoint.shutil, "rmtree")):
+        for number, step in ((2, 4), (3, 4)):
+            monkeypatch.setattr(module, call, killed)
+            with pytest.raises(KeyboardInterrupt):
+                save_checkpoint(tmp_path, replace(made, state={"number": number}), step=step)
+            monkeypatch.undo()
+            saved = load_checkpoint(tmp_path)
+            assert saved is not None
+            assert saved.state["number"] in (1, number)
+    save_checkpoint(tmp_path, replace(made, state={"number": 9}), step=4)
+    assert len(list(tmp_path.iterdir())) == 1
+    saved = load_checkpoint(tmp_path)
+    assert saved is not None
+    assert saved.state["number"] == 9
+
+
+def test_a_full_disk_is_an_error_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match=r"cannot write .*No space left"):
+        save_checkpoint(tmp_path, Checkpoint({}, {}, {}, {}, {}, {}), step=1)
 
 
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors"])
@@ -258,6 +299,12 @@ def test_bf16_is_called_slow_where_it_is_emulated(
     assert note is None or "set train.precision to fp32" in note
     assert slow_precision("fp32", "cpu") is None
     assert slow_precision("bf16", "cuda") is None
+
+
+def test_a_monitor_that_valid_does_not_define_is_refused_at_once() -> None:
+    positive = MemoryRows(floats=torch.randn(50, 4), label=torch.ones(50))
+    with pytest.raises(InputError, match=r"train\.monitor auc is not defined on valid: .*logloss"):
+        trainer(Net(), None).fit(rows(), positive)
 
 
 def test_lower_is_better_for_logloss() -> None:

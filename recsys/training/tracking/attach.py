@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from recsys.training.tracking.stores import is_outage, one_line, open_client, quiet, store_errors
 from serving.errors import InputError
+from serving.paths import without_secrets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +36,8 @@ class FinishedRun:
         except store_errors() as error:
             if is_outage(error):
                 raise InputError(
-                    f"tracking.uri {self.uri!r} cannot be reached ({one_line(error)})"
+                    f"tracking.uri {without_secrets(self.uri)!r} cannot be reached "
+                    f"({one_line(error)})"
                 ) from error
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 raise InputError(

@@ -34,6 +34,7 @@ from recsys.training.tracking.stores import (
 )
 from recsys.training.tracking.tracker import RunStatus, flatten
 from serving.errors import InputError
+from serving.paths import without_secrets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,8 +95,8 @@ class MlflowTracker:
             if not is_outage(error):
                 raise
             raise InputError(
-                f"tracking.uri {self.uri!r} cannot be reached ({one_line(error)}); "
-                "start the server, or set tracking.uri to null"
+                f"tracking.uri {without_secrets(self.uri)!r} cannot be reached "
+                f"({one_line(error)}); start the server, or set tracking.uri to null"
             ) from error
         self._run = self._target = run
         return run
@@ -238,7 +239,7 @@ class MlflowTracker:
             if is_outage(error):
                 raise
             raise InputError(
-                f"cannot resume run {run!r} in {self.uri}: {one_line(error)}; "
+                f"cannot resume run {run!r} in {without_secrets(self.uri)}: {one_line(error)}; "
                 "check tracking.uri, or start without resuming"
             ) from error
         return run
@@ -253,8 +254,8 @@ class MlflowTracker:
             )
         if found.lifecycle_stage != "active":
             raise InputError(
-                f"tracking.experiment {self._experiment!r} was deleted in {self.uri}; "
-                "restore it or choose another name"
+                f"tracking.experiment {self._experiment!r} was deleted in "
+                f"{without_secrets(self.uri)}; restore it or choose another name"
             )
         return str(found.experiment_id)
 

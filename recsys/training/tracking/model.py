@@ -87,7 +87,8 @@ def _register(client: Any, name: str, uri: str, run_id: str, model_id: str) -> N
 
 
 def plain_example(inputs: Sequence[InputField], example: pd.DataFrame) -> pd.DataFrame:
-    """The columns that the bundle takes, with categories as their values and lists as lists."""
+    """The columns that the bundle takes, in types that MLflow can write down: categories as their
+    values, lists as lists, decimals as floats, times without zone in UTC."""
     import pandas as pd
 
     columns: dict[str, Any] = {}
@@ -97,10 +98,18 @@ def plain_example(inputs: Sequence[InputField], example: pd.DataFrame) -> pd.Dat
             values = values.astype(values.cat.categories.dtype)
         if field.kind == "ids":
             # An absent list scores as an empty one, and MLflow's arrays cannot be null.
-            cells = [[] if cell is None else list(cell) for cell in values]
+            cells = [[] if cell is None else list(map(_python, cell)) for cell in values]
             values = pd.Series(cells, dtype=object)
+        elif isinstance(values.dtype, pd.DatetimeTZDtype):
+            values = values.dt.tz_convert("UTC").dt.tz_localize(None)
+        elif field.kind == "float" and values.dtype == object:
+            values = values.astype(float)
         columns[field.column] = values
     return pd.DataFrame(columns)
+
+
+def _python(value: Any) -> Any:
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def signature(inputs: Sequence[InputField], example: pd.DataFrame, task: str = "score") -> Any:
@@ -114,7 +123,7 @@ def signature(inputs: Sequence[InputField], example: pd.DataFrame, task: str = "
         values = example[field.column]
         kind: Any = DataType[_TYPES[field.dtype]]
         if field.kind == "ids":
-            kind = Array(kind)
+            kind = Array(kind) if _plain_lists(field, values) else AnyType()
         elif values.dtype.kind not in _KINDS[field.dtype]:
             # Pandas holds it in another type than MLflow would insist on (integers with nulls as
             # floats, decimals and dates as objects): the scorer checks the column by itself.
@@ -125,6 +134,13 @@ def signature(inputs: Sequence[InputField], example: pd.DataFrame, task: str = "
         items = Array(DataType[_TYPES[inputs[0].dtype]])
         outputs = Schema([ColSpec(items, "items"), ColSpec(Array(DataType.float), "scores")])
     return ModelSignature(inputs=Schema(list(columns.values())), outputs=outputs)
+
+
+def _plain_lists(field: InputField, values: pd.Series) -> bool:
+    """Whether MLflow takes lists of such elements: not of times, nor of integers beyond int64."""
+    if field.dtype == "int":
+        return all(abs(value) < 2**63 for cell in values for value in cell if value is not None)
+    return field.dtype in ("text", "bool", "float")
 
 
 def dataset_schema(schema: pa.Schema) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from recsys.training.tracking.stores import is_outage, one_line, open_client, quiet, store_errors
 from serving.errors import InputError
+from serving.paths import without_secrets
 
 _PAGE = 1000
 
@@ -97,7 +98,7 @@ class RunReader:
             if not is_outage(error):
                 raise
             raise InputError(
-                f"tracking.uri {self.uri!r} cannot be reached ({one_line(error)})"
+                f"tracking.uri {without_secrets(self.uri)!r} cannot be reached ({one_line(error)})"
             ) from error
 
 

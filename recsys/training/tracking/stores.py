@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import InputError
+from serving.paths import without_secrets
 
 _SQLITE = "sqlite:///"
 _SERVERS = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
@@ -26,8 +27,8 @@ def resolve_uri(uri: str) -> str:
     if uri.split("://")[0].split("+")[0] in _SERVERS:
         return uri
     raise InputError(
-        f"tracking.uri {uri!r} is no store MLflow can use; write sqlite:///mlflow.db for a file "
-        "or http://host:port for a server"
+        f"tracking.uri {without_secrets(uri)!r} is no store MLflow can use; write "
+        "sqlite:///mlflow.db for a file or http://host:port for a server"
     )
 
 
@@ -44,7 +45,9 @@ def artifact_root(uri: str) -> str | None:
 def _sqlite_file(uri: str) -> Path:
     path = Path(uri.removeprefix(_SQLITE)).expanduser()
     if path.name in ("", ":memory:"):
-        raise InputError(f"tracking.uri {uri!r} names no database file; write sqlite:///mlflow.db")
+        raise InputError(
+            f"tracking.uri {without_secrets(uri)!r} names no database file; write sqlite:///mlflow.db"
+        )
     return path.absolute()
 
 
@@ -58,11 +61,16 @@ def open_client(uri: str, *, create: bool = True) -> Any:
     if address.startswith(_SQLITE):
         file = _sqlite_file(address)
         if not create and not file.is_file():
-            raise InputError(f"tracking.uri {uri!r}: no database at {file}; train something first")
+            raise InputError(
+                f"tracking.uri {without_secrets(uri)!r}: no database at {file}; train something "
+                "first"
+            )
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"tracking.uri {uri!r}: cannot make {file.parent}: {error}") from error
+            raise InputError(
+                f"tracking.uri {without_secrets(uri)!r}: cannot make {file.parent}: {error}"
+            ) from error
     else:
         # MLflow waits minutes per call by default before it gives up; training must not.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -73,7 +81,9 @@ def open_client(uri: str, *, create: bool = True) -> Any:
         try:
             return MlflowClient(address, registry_uri=address)
         except store_errors() as error:
-            raise InputError(f"tracking.uri {uri!r} cannot be opened: {one_line(error)}") from error
+            raise InputError(
+                f"tracking.uri {without_secrets(uri)!r} cannot be opened: {one_line(error)}"
+            ) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -142,11 +143,12 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested parameters as dotted names and texts.
 
     ``{"train": {"lr": 0.1, "units": [4, 4]}}`` -> ``{"train.lr": "0.1", "train.units": "[4, 4]"}``.
-    Sequences are JSON, ``None`` is ``null``, empty mappings ``{}``.
+    Sequences are JSON, ``None`` is ``null``, empty mappings ``{}``. What MLflow forbids in names
+    (features have the names of columns) becomes ``_``.
     """
     flat: dict[str, str] = {}
     for key, value in params.items():
-        name = f"{prefix}{key}"
+        name = prefix + re.sub(r"[^\w\-. /:]", "_", str(key))
         if isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{name}."))
         elif isinstance(value, str):
