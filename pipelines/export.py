@@ -141,7 +141,11 @@ def _top_k(job: _Job) -> VerifyReport:
 def _quantise(model: nn.Module, kind: Kind, manifest: Manifest, metric: str, judge: Judge) -> None:
     """Puts tables of ``kind`` into the model and into ``manifest`` what that changed."""
     before = table_memory(model)
-    quantise_layers(model, kind)
+    if not quantise_layers(model, kind):
+        raise InputError(
+            f"--quantise {kind}: no table of the bundle is rows of plain floats, which alone can "
+            "be quantised; leave it as it is"
+        )
     after = table_memory(model)
     changed = {}
     for split, live in manifest["metrics"].items():

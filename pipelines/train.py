@@ -18,7 +18,7 @@ from pipelines.task import Task
 from recsys.bundle.warm_start import warm_start
 from recsys.config import AnyRunConfig, SequenceRunConfig, public
 from recsys.training.checkpoint import load_checkpoint
-from recsys.training.prediction import slow_precision
+from recsys.training.prediction import open_device, slow_precision
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import Tracker, open_tracker
 from recsys.training.trainer import Interrupted, Trainer, TrainResult
@@ -46,6 +46,7 @@ def run(
     reporter = reporter or SilentReporter()
     folder = out / f"{config.name}-{config.fingerprint[:8]}"
     checkpoints = folder / "checkpoint"
+    open_device(config.train.device)  # refused before any data is read
     task = open_task(config, root=root, cache=cache or out / "cache", reporter=reporter)
     slow = slow_precision(config.train.precision, config.train.device)
     if slow is not None:

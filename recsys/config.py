@@ -55,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyRunConfig
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        tree = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise InputError(f"config {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

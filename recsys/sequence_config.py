@@ -101,6 +101,11 @@ class SequenceRunConfig(Run):
                 f"features.{name}.pooling: model {self.model.name} reads item by item and pools "
                 "nothing; remove it"
             )
+        if self.model.name == "bert4rec" and self.max_length < 2:
+            raise ValueError(
+                f"features.{name}.max_length 1: bert4rec reads one item less, as the mask takes a "
+                "place; give 2 or more"
+            )
         width, heads = self.embedding.embedding_dim, getattr(self.model, "heads", 1)
         if width % heads:
             raise ValueError(

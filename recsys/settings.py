@@ -6,9 +6,9 @@ Read `recsys.config` for the whole tree.
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from recsys.types import FrozenConfig
@@ -135,10 +135,8 @@ class TrainConfig(FrozenConfig):
     @field_validator("device")
     @classmethod
     def _is_device(cls, value: str) -> str:
-        try:
-            torch.device(value)
-        except RuntimeError as error:
-            raise ValueError(f"{value!r} is no device; write cpu, cuda or cuda:1") from error
+        if re.fullmatch(r"cpu|cuda(:\d+)?", value) is None:
+            raise ValueError(f"{value!r} is no device to train on; write cpu, cuda or cuda:1")
         return value
 
     @model_validator(mode="after")

@@ -46,6 +46,15 @@ def _write(tmp_path: Path, tree: object) -> Path:
         ),
         ({"model": {"name": "deepmf"}}, "did you mean 'deepfm'?"),
         (
+            {
+                "embedding": {"method": "int8", "embedding_dim": 4},
+                "export": {"quantise": "int8"},
+            },
+            "export.quantise int8: the rows of embedding.method int8 are integers already",
+        ),
+        ({"train": {"device": "mps"}}, "'mps' is no device to train on; write cpu, cuda"),
+        ({"seed": -1}, "seed"),
+        (
             {"model": {"name": "deepfm", "hiden_units": [4]}},
             "model.hiden_units: unknown key; did you mean 'hidden_units'?",
         ),

@@ -82,6 +82,13 @@ def test_the_column_may_be_named_otherwise() -> None:
         ({"features": {"tags": {"type": "bag"}}}, "features.tags is bag, but"),
         ({"train": {"device": "gpu"}}, "train.device: 'gpu' is no device"),
         (
+            {
+                "model": {"name": "bert4rec"},
+                "features": {"history": {**SEQUENCE, "max_length": 1}},
+            },
+            "features.history.max_length 1: bert4rec reads one item less",
+        ),
+        (
             {"train": {"embedding_l2": {"value": 0.1, "mode": "batch_aware"}}},
             "train.embedding_l2.mode batch_aware weighs rows by how often",
         ),

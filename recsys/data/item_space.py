@@ -29,7 +29,7 @@ def fit_sequences(
 
     ``max_length`` says what a model reads at once, not which items exist: all items of a sequence
     are counted, and the graph's input takes whole lists (``inputs[0].max_length`` is None). Errors:
-    those of `fit`, and `InputError` for hashed ids without ``buckets`` and where no item is left.
+    those of `fit`, and `InputError` where no item is left.
     """
     whole = {
         name: config.model_copy(update={"max_length": None}) for name, config in configs.items()
@@ -37,11 +37,7 @@ def fit_sequences(
     fitted = fit(whole, source, progress, batch_rows=BATCH_ROWS)
     features = replace(fitted, configs=dict(configs))
     (field,) = features.fields
-    if field.num_ids is None:
-        raise InputError(
-            f"features.{field.name}: a sequence model ranks a closed set of items; give encoding "
-            "hash a number of buckets, or use encoding vocabulary"
-        )
+    assert field.num_ids is not None, "a config of hashed items is refused"
     if field.num_ids <= special_ids(features):
         raise InputError(
             f"features.{field.name}: no item of train is left to recommend; lower min_count"
@@ -52,8 +48,7 @@ def fit_sequences(
 def raw_items(catalogue: Path, features: Features) -> pa.Array:
     """The raw item of every encoded id (num_ids,), null for ids that are no item.
 
-    ``catalogue``: see `SequenceFiles`. Where items share an id (hash buckets) the most frequent one
-    stands for it; ids of the unseen stand for none.
+    ``catalogue``: see `SequenceFiles`.
     """
     (field,) = features.fields
     assert field.num_ids is not None, "sequences are fitted with a closed id space"
@@ -61,7 +56,7 @@ def raw_items(catalogue: Path, features: Features) -> pa.Array:
     raw = torch.from_numpy(np.array(ids_of(items, "item")))
     encoded = features.encoder().list_features[0](raw).numpy()
     place = np.full(field.num_ids, -1)
-    place[encoded[::-1]] = np.arange(len(items))[::-1]  # the first, most frequent one stays
+    place[encoded] = np.arange(len(items))
     place[: special_ids(features)] = -1
     return items.take(pa.array(place, mask=place < 0))
 
@@ -69,4 +64,4 @@ def raw_items(catalogue: Path, features: Features) -> pa.Array:
 def special_ids(features: Features) -> int:
     """How many of the first encoded ids are no items: null, and those of the unseen."""
     ((_, state),) = features.states.items()
-    return len(state["counts"]) - len(state["ids"]) if "ids" in state else 1
+    return len(state["counts"]) - len(state["ids"])

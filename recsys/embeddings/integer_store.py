@@ -1,4 +1,4 @@
-"""Tables that are integers while they are trained: no float copy of a table exists at any time.
+"""Tables that are integers while they are trained: floats exist of the rows that a step reads.
 
 A forward pass decodes the rows of its batch into one leaf of unique rows; the backward pass leaves
 their gradients with the store; `IntegerStore.update` moves them by the table optimiser in fp32 and

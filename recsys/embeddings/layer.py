@@ -68,6 +68,8 @@ class EmbeddingLayer(nn.Module):
             len(slots[f]) * (fields[f].max_length or 1) for f in range(self.first_list, len(fields))
         )
         self._method, self._train, self._index_bytes = method, train, index_bytes
+        self.read_whole: bool = False
+        """Whether training reads every id at each step, as a loss over a whole catalogue does."""
 
     def forward(self, batch: Batch) -> Tensor:
         parts: List[Tensor] = []
@@ -149,7 +151,10 @@ class EmbeddingLayer(nn.Module):
                 group[k] * (field.max_length or 1)
                 for field, group in zip(self.fields, self.counts[1:], strict=True)
             )
-            sizes = store.memory(self._train, fetched * self._train.batch_size)
+            fetched *= self._train.batch_size
+            if self.read_whole:
+                fetched += sum(self.num_ids)
+            sizes = store.memory(self._train, fetched)
             trained += sizes.trainable_params
             stored += sizes.stored_bytes
             training += sizes.training_bytes

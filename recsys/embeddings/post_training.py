@@ -7,6 +7,7 @@ sizes are fbgemm's (unpadded): ``d + 4``, ``ceil(d / 2) + 4`` and ``2 d`` bytes.
 of torch only.
 """
 
+import operator
 from typing import Literal, Tuple
 
 import torch
@@ -164,12 +165,17 @@ def _check(half: Tensor) -> None:
         )
 
 
-def quantise_layers(model: nn.Module, kind: Kind) -> None:
-    """Puts the quantised form of every finalised embedding layer into the model.
+def quantise_layers(model: nn.Module, kind: Kind) -> bool:
+    """Puts the quantised form of every finalised embedding layer into the model; returns whether
+    any table of it has one.
 
     Vectors of numeric fields and projections stay floats: they are few.
     """
+    changed = False
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, EmbeddingLayer):
-                setattr(parent, name, layer.over([quantised(s, kind) for s in layer.tables]))
+                stores = [quantised(store, kind) for store in layer.tables]
+                changed |= any(map(operator.is_not, stores, layer.tables))
+                setattr(parent, name, layer.over(stores))
+    return changed

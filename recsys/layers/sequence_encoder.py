@@ -77,7 +77,8 @@ class EncoderBlock(nn.Module):
     Post-norm (BERT4Rec): ``h = norm(x + drop(MHA(x, x)))``, ``y = norm(h + drop(FFN(h)))``.
     Pre-norm, as SASRec's code has it: ``q = norm(x)``, ``h = q + drop(MHA(q, x))``,
     ``n = norm(h)``, ``y = n + drop(FFN(n))``: keys and values are not normalised and the sum is of
-    normalised vectors. ``FFN(x) = W_2 act(W_1 x + b_1) + b_2``.
+    normalised vectors. ``FFN(x) = W_2 act(W_1 x + b_1) + b_2``. That code drops out the hidden
+    layer of the FFN too, and not the attention's sum: its rates are no rates for this block.
     """
 
     def __init__(

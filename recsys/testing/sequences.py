@@ -134,6 +134,35 @@ def check_a_row_asks_the_same_alone(world: SequenceWorld) -> None:
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
+def check_unknown_items_are_passed_over(world: SequenceWorld) -> None:
+    """Items that training did not know change no query, wherever they stand; a history of nothing
+    else, or of nothing at all, asks for what is popular: no query."""
+    model, first = world.shaken(), world.model.specials
+    known = torch.tensor([[first, first + 2, first + 1, first + 3]])
+    mixed = torch.tensor([[1, first, 0, first + 2, first + 1, 1, first + 3, 1]])
+    nothing = torch.tensor([[1, 0, 1]])
+    with torch.no_grad():
+        asked, same, none, empty = (
+            model(Batch(torch.zeros(1, 0), torch.zeros(1, 0), [ids], torch.tensor([[length]])))
+            for ids, length in ((known, 4), (mixed, 8), (nothing, 3), (nothing, 0))
+        )
+    torch.testing.assert_close(asked, same, rtol=0, atol=1e-6)
+    assert asked.any()
+    assert not none.any()
+    assert not empty.any()
+
+
+def check_torch_export(world: SequenceWorld) -> None:
+    """`torch.export` with any number of rows and any length gives the eager queries."""
+    model, batch = world.shaken(), world.rows()
+    rows, length = torch.export.Dim("rows", min=1), torch.export.Dim("length", min=1)
+    shapes = (Batch({0: rows}, {0: rows}, [{0: rows, 1: length}], {0: rows}),)  # type: ignore[arg-type,list-item]
+    exported = torch.export.export(model, (batch,), dynamic_shapes=shapes).module()
+    for part in (batch, world.rows(0, 3)):
+        with torch.no_grad():
+            torch.testing.assert_close(exported(part), model(part), rtol=1e-5, atol=1e-5)
+
+
 def check_items_by_block(world: SequenceWorld) -> None:
     """Item vectors are those of the catalogue, block by block, and there is a bias for each."""
     model = world.shaken()
@@ -211,6 +240,8 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 SEQUENCE_LAWS = [
+    check_unknown_items_are_passed_over,
+    check_torch_export,
     check_any_batch_size,
     check_a_row_asks_the_same_alone,
     check_items_by_block,

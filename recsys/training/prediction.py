@@ -64,8 +64,14 @@ class Predictions:
 def open_device(name: str) -> torch.device:
     """The device of ``train.device``. Errors: `InputError` for a GPU that is not there."""
     device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"train.device {name}: torch sees no GPU here; set train.device to cpu")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            seen = "no GPU" if count == 0 else f"GPUs 0 to {count - 1}"
+            raise InputError(
+                f"train.device {name}: torch sees {seen} here; set train.device to "
+                f"{'cuda' if count else 'cpu'}"
+            )
     return device
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from pydantic import TypeAdapter
 
 from recsys.data.interactions import SequenceFiles, write_sequences
@@ -71,20 +69,3 @@ def test_a_catalogue_without_items_is_refused(tmp_path: Path) -> None:
 def _saved(features: Features, folder: Path) -> Path:
     features.save(folder / "features")
     return folder / "features"
-
-
-def test_hashed_items(tmp_path: Path) -> None:
-    events = [(user, item % 9, item) for user in range(3) for item in range(12 + user)]
-    files = written(tmp_path, events)
-    features = fitted(files, encoding="hash", buckets=4)
-    assert special_ids(features) == 1
-    items = raw_items(files.catalogue, features)
-    assert len(items) == 5
-    catalogue = pq.read_table(files.catalogue)["item"]
-    raw = catalogue.to_numpy().astype(np.int64)
-    codes = features.encoder().list_features[0](torch.from_numpy(raw.copy())).tolist()
-    for bucket in range(1, 5):
-        inside = [item for item, code in zip(raw.tolist(), codes, strict=True) if code == bucket]
-        assert items[bucket].as_py() == (inside[0] if inside else None)
-    with pytest.raises(InputError, match=r"features\.seen: .* give encoding hash a number of buck"):
-        fitted(files, encoding="hash")

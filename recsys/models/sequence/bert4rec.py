@@ -73,6 +73,7 @@ class BERT4Rec(TransformerModel):
             dropout=config.dropout,
             head=nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim)),
         )
+        self.embedding.read_whole = True  # by the softmax over all items
         self.mask_share, self.last_item_share = config.mask_share, config.last_item_share
         self.window_stride = config.window_stride
         self.mask = nn.Parameter(config.init_std * torch.randn(dim))
@@ -102,7 +103,7 @@ class BERT4Rec(TransformerModel):
         ids, lengths = self.recent(batch, self.max_length - 1)  # (B, L - 1), (B,)
         ids = torch.nn.functional.pad(ids, [0, 1])  # (B, L)
         masked = torch.arange(self.max_length, device=ids.device) == lengths.unsqueeze(1)
-        return self.states(ids, lengths + 1, masked, masked)  # (B, D)
+        return self.known_rows(self.states(ids, lengths + 1, masked, masked), lengths)  # (B, D)
 
     @torch.jit.export
     def item_bias(self) -> Tensor:

@@ -48,6 +48,7 @@ class GRU4Rec(ItemModel):
     ) -> None:
         super().__init__(field, layers, specials=specials)
         self.config = config
+        self.embedding.read_whole = config.loss == "cross_entropy"
         size = config.hidden_size or self.dim
         self.dropout = Dropout(config.dropout)
         self.gru = nn.GRU(self.dim, size, config.layers, batch_first=True)
@@ -81,9 +82,10 @@ class GRU4Rec(ItemModel):
         else:
             longest = _longest(lengths)
         states = self.states(ids[:, :longest])  # (B, L', size)
-        last = (lengths - 1).clamp_min(0)  # an empty history is that of the null item
+        last = (lengths - 1).clamp_min(0)
         index = last.view(-1, 1, 1).expand(-1, 1, states.size(2))
-        return self.output(states.gather(1, index).squeeze(1))  # (B, D)
+        queries = self.output(states.gather(1, index).squeeze(1))  # (B, D)
+        return self.known_rows(queries, lengths)
 
     @torch.jit.unused
     def loss(self, batch: Batch, target: Target) -> Tensor:

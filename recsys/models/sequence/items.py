@@ -3,7 +3,6 @@
 from typing import Mapping, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.sequence_data import Windows
@@ -55,15 +54,28 @@ class ItemModel(nn.Module):
         return self.embedding.vectors(ids, 0)
 
     def recent(self, batch: Batch, most: int) -> Tuple[Tensor, Tensor]:
-        """The last ``most`` items of each history, (B, most) padded on the right with id 0, and how
-        many there are, (B,)."""
+        """The last ``most`` known items of each history, (B, most) padded on the right with id 0,
+        and how many there are, (B,).
+
+        Ids below ``specials`` are left out: unless rare items were trained under one id, its row is
+        as it was drawn, and as the last item of a history it would decide alone.
+        """
         ids, lengths = batch.lists[0], batch.lengths[:, 0]  # (B, L), (B,)
-        kept = lengths.clamp_max(most)
-        places = torch.arange(most, device=ids.device)
-        wanted = (lengths - kept).unsqueeze(1) + places  # (B, most)
-        ids = F.pad(ids, [0, 1])  # one column at least
-        ids = ids.gather(1, wanted.clamp_max(ids.size(1) - 1))
-        return ids * (places < kept.unsqueeze(1)), kept
+        inside = torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(1)
+        known = (inside & (ids >= self.specials)).long()  # (B, L)
+        total = known.sum(1)
+        kept = total.clamp_max(most)
+        after = total.unsqueeze(1) - known.cumsum(1)  # how many follow
+        place = kept.unsqueeze(1) - 1 - after
+        place = torch.where((known > 0) & (place >= 0), place, most)
+        rows = torch.zeros([ids.size(0), most + 1], dtype=ids.dtype, device=ids.device)
+        return rows.scatter(1, place, ids)[:, :most], kept
+
+    def known_rows(self, queries: Tensor, lengths: Tensor) -> Tensor:
+        """``queries`` (B, D), zeros where a history (B,) has no known item: all scores are equal
+        then but for the items' biases, and of equal ones the more popular come first."""
+        # by index: an export cannot tell that both have as many rows
+        return queries.index_fill(0, (lengths == 0).nonzero().squeeze(1), 0.0)
 
 
 def packs(ids: Tensor) -> bool:

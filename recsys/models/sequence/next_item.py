@@ -55,7 +55,8 @@ class NextItemConfig(FrozenConfig):
 
 
 def window(max_length: int) -> Windows:
-    """Every item but a sequence's first is predicted once, from up to ``max_length`` before it."""
+    """Every item but a sequence's first is predicted, from up to ``max_length`` before it: once,
+    but for those in which the oldest two windows of a long sequence overlap."""
     return Windows(length=max_length + 1, stride=max_length, least=2)
 
 

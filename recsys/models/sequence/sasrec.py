@@ -69,6 +69,7 @@ class SASRec(TransformerModel):
             head=nn.Identity(),
         )
         self.config = config
+        self.embedding.read_whole = config.loss == "cross_entropy"
         for part in self.encoder.modules():
             if isinstance(part, nn.Linear):
                 nn.init.xavier_normal_(part.weight)
@@ -91,9 +92,9 @@ class SASRec(TransformerModel):
 
     def forward(self, batch: Batch) -> Tensor:
         ids, lengths = self.recent(batch, self.max_length)  # (B, L), (B,)
-        lengths = lengths.clamp_min(1)  # an empty history is that of the null item
-        last = torch.arange(self.max_length, device=ids.device) == lengths.unsqueeze(1) - 1
-        return self.states(ids, lengths, None, last)  # (B, D)
+        some = lengths.clamp_min(1)
+        last = torch.arange(self.max_length, device=ids.device) == some.unsqueeze(1) - 1
+        return self.known_rows(self.states(ids, some, None, last), lengths)  # (B, D)
 
     @torch.jit.unused
     def loss(self, batch: Batch, target: Target) -> Tensor:
