@@ -47,7 +47,7 @@ class Network(nn.Module):
 
 
 def medians(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each task; the tasks take turns, the first turn is not counted."""
+    """Median seconds of each task; the tasks take turns, the first two are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(repeats + 2):
         for name, task in tasks.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,13 @@ def run(
         )
     ids = sum(solved["fields"].values())
     log = min(logs, key=lambda log: abs(math.log(max(ids, 1) / log["ids"])))
-    advice = [_advice(log, solved, budget) for budget in budgets]
+    # what the solved sizes hold for
+    shared = config.embedding.model_dump(include={"embedding_dim", "init_std"}, exclude_unset=True)
+    advice = [_advice(log, solved, budget, shared) for budget in budgets]
     return {"ids": ids, "log": log["name"], "log_ids": log["ids"], "advice": advice}
 
 
-def _advice(log: Result, solved: Result, budget: str | float) -> Result:
+def _advice(log: Result, solved: Result, budget: str | float, shared: Mapping[str, Any]) -> Result:
     own = {row["method"]: row for row in solved["rows"] if row["budget"] == budget}
     share = next(iter(own.values()))["budget_bytes"] / solved["full_bytes"]
     metric = log["metrics"]["first"]
@@ -108,7 +110,7 @@ def _advice(log: Result, solved: Result, budget: str | float) -> Result:
         "value": pick[metric],
         "plain": plain,
         **{key: own[pick["method"]][key] for key in sizes},
-        "embedding": {"method": name, "budget": budget, **start_of(name), **settings},
+        "embedding": {"method": name, "budget": budget, **start_of(name), **shared, **settings},
         "reason": _reason(log, pick, best, equal, plain, stored),
     }
 

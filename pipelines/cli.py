@@ -17,6 +17,7 @@ from pipelines.cli_shared import (
     DataRoot,
     Overrides,
     RunsFolder,
+    command_line,
     reporter,
     show,
 )
@@ -132,7 +133,7 @@ def benchmark(
         cache=cache,
         workers=workers,
         report=report,
-        command=" ".join(["recsys", *sys.argv[1:]]),
+        command=command_line(),
         reporter=reporter(),
     )
     show(result, as_json, pipeline.render)
@@ -178,7 +179,7 @@ def compress(
         workers=workers,
         report=report,
         picture=picture,
-        command=" ".join(["recsys", *sys.argv[1:]]),
+        command=command_line(),
         bayes=best,
         reporter=reporter(),
     )

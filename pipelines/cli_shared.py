@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from serving.paths import without_secrets
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file of one complete run.")]
 Overrides = Annotated[
@@ -33,6 +36,11 @@ def reporter() -> Any:
     from recsys.training.progress import ConsoleReporter
 
     return ConsoleReporter()
+
+
+def command_line() -> str:
+    """The command as it can be given again, without what is secret in its URLs."""
+    return shlex.join(["recsys", *map(without_secrets, sys.argv[1:])])
 
 
 def show(result: Any, as_json: bool, render: Any) -> None:

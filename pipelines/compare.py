@@ -21,6 +21,7 @@ from recsys.training.metrics import evaluate
 from recsys.training.significance import auc_difference, auc_interval
 from recsys.training.tracking.runs import RunReader, RunRecord
 from serving.errors import InputError
+from serving.paths import without_secrets
 
 Result = dict[str, Any]
 
@@ -67,7 +68,9 @@ def run(
     if not runs:
         found = [record for record in found if scored[record.run_id] is not None]
     if not found:
-        raise InputError(f"no run in {uri} has predictions on {split!r}; train one first")
+        raise InputError(
+            f"no run in {without_secrets(uri)} has predictions on {split!r}; train one first"
+        )
     first, notes = found[0], []
     rows = []
     for record in found:

@@ -101,6 +101,11 @@ def _clicks(
     else:
         source = split_of(config, split, root)
     scorer.check(source.schema, str(source.files[0]))
+    for name in slices:
+        place = source.schema.get_field_index(name)
+        if place >= 0 and pa.types.is_nested(source.schema.field(place).type):
+            kind = source.schema.field(place).type
+            raise InputError(f"--slice {name}: a slice needs one value a row, not {kind}")
     return judged(source, config, scorer.columns, scorer.predict, slices, reporter)
 
 

@@ -18,7 +18,7 @@ from pipelines.benchmark_report import CLICKS, Columns, ranking_columns
 from recsys.bundle import VerifyError
 from recsys.config import AnyRunConfig, SequenceRunConfig, parse_config
 from recsys.training.progress import Reporter
-from recsys.training.tracking import Tracker, open_tracker
+from recsys.training.tracking import Tracker, open_tracker, resolve_uri
 from recsys.training.trainer import Interrupted
 from serving.errors import InputError
 from serving.parquet import open_source
@@ -50,11 +50,14 @@ class Grid:
 
     def __init__(self, name: str, jobs: Sequence[Job], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256("\n".join(job.key for job in jobs).encode()).hexdigest()
+        tracking = jobs[0].config.tracking
+        place = "none" if tracking.uri is None else resolve_uri(tracking.uri)
+        said = [place, tracking.experiment, *(job.key for job in jobs)]
+        digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
         self._file = folder / f"grid-{digest[:8]}.txt"
         self._name, self._jobs, self._folder = name, jobs, folder
         self._run_id: str | None = None
-        self.tracker: Tracker = open_tracker(jobs[0].config.tracking)
+        self.tracker: Tracker = open_tracker(tracking)
 
     def __enter__(self) -> Grid:
         params = {
@@ -94,16 +97,15 @@ class Grid:
                 waiting.append(job)
         if results:
             reporter.say(f"{len(results)} of {len(self._jobs)} runs are there already")
-        work = partial(_train, root=root, out=out, cache=cache, parent=self._run_id)
+        work = partial(
+            _train, root=root, out=out, cache=cache, parent=self._run_id, folder=self._folder
+        )
         for job, result in _each(waiting, work, workers, reporter):
             if isinstance(result, str):
                 failed.append(f"{job.key}: {result}")
                 reporter.say(f"failed: {failed[-1]}")
                 continue
             results[job.key] = result
-            temporary = self._folder / f"{job.key}.json.partial"
-            temporary.write_text(json.dumps(result))
-            temporary.replace(self._folder / f"{job.key}.json")
             test = result["metrics"]["test"]
             reporter.say(
                 f"{len(results)}/{len(self._jobs)} {job.label} seed {job.config.seed}: "
@@ -168,8 +170,12 @@ def _each(
         workers, mp_context=get_context("spawn"), initializer=_share_cores, initargs=(threads,)
     ) as pool:
         futures = {pool.submit(_guarded, work, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:  # nothing new starts; what is running writes its own result
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _share_cores(threads: int) -> None:
@@ -179,14 +185,23 @@ def _share_cores(threads: int) -> None:
 
 
 def _guarded(work: Any, job: Job, **options: Any) -> Result | str:
-    """One bad config of a grid must not cost the others."""
+    """One bad run of a grid must not cost the others."""
     try:
-        result: Result = work(job.config.model_dump(mode="json"), **options)
+        result: Result = work(job.config.model_dump(mode="json"), job.key, **options)
+    except Interrupted:
+        raise
     except (InputError, VerifyError) as error:
         return " ".join(str(error).split())
+    except Exception as error:  # out of memory, a full disk: other runs may be smaller
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return result
 
 
-def _train(config: dict[str, Any], **options: Any) -> Result:
-    result = train.run(parse_config(config), **options)
-    return {key: value for key, value in result.items() if key != "verified"}
+def _train(config: dict[str, Any], key: str, *, folder: Path, **options: Any) -> Result:
+    """Trains, and writes the result at once: the process that asked may be gone by then."""
+    trained = train.run(parse_config(config), **options)
+    result = {name: value for name, value in trained.items() if name != "verified"}
+    temporary = folder / f"{key}.json.partial"
+    temporary.write_text(json.dumps(result))
+    temporary.replace(folder / f"{key}.json")
+    return result

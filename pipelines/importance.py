@@ -26,7 +26,7 @@ from serving.scorer import Scorer
 
 Result = dict[str, Any]
 
-INTERVAL = "95 %: DeLong for AUC, normal for logloss; over rows and shuffles"
+INTERVAL = "95 %: DeLong for AUC, normal for logloss"
 
 
 def run(
@@ -118,7 +118,7 @@ def render(result: Result) -> Group:
 def _sample(
     source: Source, columns: Sequence[str], config: RunConfig, count: int
 ) -> tuple[pa.Table, np.ndarray]:
-    """Rows (N) and their labels (N,); every label of the data is checked."""
+    """Rows (N) and their labels (N,), which are checked."""
     wanted = list(dict.fromkeys([*columns, config.data.label]))
     batches, target = [], []
     for first, batch, picks in spread_rows(source, wanted, count):

@@ -11,6 +11,7 @@ from pathlib import Path
 from recsys.training.tracking import resolve_uri
 from recsys.training.tracking.stores import artifact_root
 from serving.errors import InputError
+from serving.paths import without_secrets
 
 
 def run(uri: str, port: int = 5000, host: str = "127.0.0.1") -> None:
@@ -37,7 +38,7 @@ def arguments(uri: str, port: int, host: str) -> list[str]:
     """The command as a list. Raises `InputError` for a store with no UI of its own to start."""
     address = resolve_uri(uri)
     if address.startswith("http"):
-        raise InputError(f"{uri} is an MLflow server: open it in a browser")
+        raise InputError(f"{without_secrets(uri)} is an MLflow server: open it in a browser")
     # Without a root of its own the server would make one in whatever folder it is started in.
     root = artifact_root(address)
     roots = [] if root is None else ["--default-artifact-root", root]

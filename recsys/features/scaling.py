@@ -55,9 +55,10 @@ class PiecewiseLinear(nn.Module):
     def __init__(self, *, prepare: Prepare, edges: np.ndarray, width: int) -> None:
         super().__init__()
         self.prepare = prepare
-        # A constant column has one edge and one bin, of width 1. Bins after the last one are
-        # infinitely wide: always 0.
-        edges = np.append(edges, edges[0] + 1.0) if len(edges) == 1 else edges
+        # A constant column has one edge and one bin, of width 1, or more where floats lie further
+        # apart. Bins after the last one are infinitely wide: always 0.
+        if len(edges) == 1:
+            edges = np.append(edges, edges[0] + max(1.0, np.spacing(abs(edges[0]))))
         bins = len(edges) - 1
         assert 1 <= bins <= width
         left = np.zeros(width)

@@ -30,7 +30,7 @@ def gauc_difference(
 
     Percentile interval over ``samples`` draws of users; the p-value is twice the share of draws on
     the other side of zero, at least ``1 / samples``. It covers the choice of users, not of seeds.
-    NaN if no user has both classes.
+    NaN if no user has both classes; bounds and p are NaN if only one has.
     """
     runs_a = [group_aucs(labels, scores, groups) for scores in a]
     runs_b = [group_aucs(labels, scores, groups) for scores in b]
@@ -39,6 +39,8 @@ def gauc_difference(
         return Difference(math.nan, math.nan, math.nan, math.nan)
     gain = np.mean([aucs for _, aucs in runs_b], axis=0) - np.mean([aucs for _, aucs in runs_a], 0)
     value = float((impressions * gain).sum() / impressions.sum())
+    if len(gain) < 2:
+        return Difference(value, math.nan, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     draws = np.empty(samples)
     for draw in range(samples):

@@ -7,10 +7,11 @@ leans on, not what the world does.
 
 **Intervals.** With R shuffles, the drop in AUC is the AUC as it is minus the mean AUC of the R
 shuffled scorings. Its interval is DeLong's, paired on the same rows (see `significance`), of that
-very contrast; that of the rise in logloss is normal, from the per-row difference of losses, mean
-over shuffles. The values that a row got are as random as the row, so both intervals cover both
-sources of chance. Every row counts once (no weights), and an interval is for one column: among
-many useless columns, one in twenty has a 95 % interval without 0.
+very contrast; that of the rise in logloss is normal. A row counts in it twice, by its loss with the
+values of others and by the losses of the rows that got its own: all shuffles share both. (The
+variance of the mean of these sums is a little too large for few shuffles, never too small.) Every
+row counts once (no weights), and an interval is for one column: among many useless columns, one in
+twenty has a 95 % interval without 0.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def permutation_importance(
     ``raw``: N rows as the graph takes them, ``labels`` (N,) in {0, 1}. All inputs that read one
     column move together, and nothing else does: a history moves without the items whose table it
     shares. ``advance``: told of rows scored. The result depends on the set of rows and on
-    ``seed``, not on the order of rows, nor on what other columns there are. Memory: the rows, one
-    batch, and R score columns.
+    ``seed``, not on the order of rows, nor on which of the batch's columns ``inputs`` read. Memory:
+    the rows, one batch, and R score columns.
     """
     order = _canonical(raw, labels)
     raw, target = _take(raw, torch.from_numpy(order)), np.asarray(labels)[order]
@@ -99,13 +100,11 @@ def permutation_importance(
     base = scored(_Place([], [], []), torch.arange(count), "as it is")
     found = []
     for column, place in _places(inputs).items():
-        shuffled = [
-            scored(place, torch.from_numpy(_permutation(count, column, seed, repeat)), column)
-            for repeat in range(repeats)
-        ]
+        donors = [_permutation(count, column, seed, repeat) for repeat in range(repeats)]
+        shuffled = [scored(place, torch.from_numpy(given), column) for given in donors]
         change = auc_mean_difference(target, base, shuffled, level)
         drop = Estimate(0.0 - change.value, 0.0 - change.high, 0.0 - change.low)  # never -0.0
-        found.append(Importance(column, drop, _rise(target, base, shuffled, level)))
+        found.append(Importance(column, drop, _rise(target, base, shuffled, donors, level)))
     found.sort(key=lambda entry: (-entry.auc_drop.value, entry.column))
     scores = np.empty_like(base)
     scores[order] = base
@@ -194,13 +193,21 @@ def _take(raw: Batch, rows: torch.Tensor) -> Batch:
     return Batch(raw.ids[rows], raw.floats[rows], lists, raw.lengths[rows])
 
 
-def _rise(labels: Array, base: Array, shuffled: Sequence[Array], level: float) -> Estimate:
-    """Mean rise of the loss of a row, with a normal interval."""
+def _rise(
+    labels: Array, base: Array, shuffled: Sequence[Array], donors: Sequence[Array], level: float
+) -> Estimate:
+    """Mean rise of the loss of a row, with a normal interval; row i got the values of row
+    ``donors[r][i]`` in shuffle r."""
     before = _losses(labels, base)
-    # Differences first: a column that changes no score then has a rise of exactly 0.
-    rise: Floats = np.mean([_losses(labels, scores) - before for scores in shuffled], axis=0)
-    value, count = float(rise.mean()), len(rise)
-    error = float(rise.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    rise = np.zeros_like(before)  # of each row with the values of others
+    given = np.zeros_like(before)  # of the rows that got its values
+    for scores, owner in zip(shuffled, donors, strict=True):
+        # Differences first: a column that changes no score then has a rise of exactly 0.
+        change = (_losses(labels, scores) - before) / len(shuffled)
+        rise += change
+        given[owner] += change
+    value, count, spread = float(rise.mean()), len(rise), rise + given
+    error = float(spread.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
     half = NormalDist().inv_cdf(0.5 + level / 2) * error
     return Estimate(value, value - half, value + half)
 

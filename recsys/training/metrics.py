@@ -172,15 +172,18 @@ def slices(
 ) -> pa.Table:
     """Metrics of the rows of each value of a column, the most frequent first.
 
-    ``values`` (B,): any type with equality. The result has a text column ``value`` and one column
-    per metric of `evaluate`; the ``top`` values have their own row (equally frequent ones by first
-    appearance), all others share the last row, ``(other)``. Nulls are the value ``(null)``.
+    ``values`` (B,): any type with equality, no lists. The result has a text column ``value`` and
+    one column per metric of `evaluate`; the ``top`` values have their own row (equally frequent
+    ones by first appearance), all others share the last row, ``(other)``. Nulls are the value
+    ``(null)``.
     """
     column: Any = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if len(column) != len(scores):
         raise InputError(f"values has {len(column)} rows, scores {len(scores)}; give one per row")
+    if pa.types.is_nested(column.type):
+        raise InputError(f"a slice needs one value a row, not {column.type}")
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode(null_encoding="encode")
     # A dictionary column may keep nulls outside its dictionary: they become one more code.

@@ -109,8 +109,12 @@ def reliability(curves: Mapping[str, Curve], title: str) -> Figure:
         axes.plot(
             bins.predicted, bins.observed, "o-", color=color, markersize=4, label=_label(name, told)
         )
+        if logarithmic:  # bins without a click are below any such axis
+            none = bins.predicted[bins.observed == 0]
+            axes.plot(none, np.full(len(none), low), "v", color=color, markersize=5, clip_on=False)
+        scores = table.scores.clip(edges[0], edges[-1])  # the ends hold what lies beyond
         counts.stairs(
-            _weights(table.scores, table.positives + table.negatives, edges),
+            _weights(scores, table.positives + table.negatives, edges),
             edges,
             color=color,
             fill=len(curves) == 1,

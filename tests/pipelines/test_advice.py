@@ -57,7 +57,7 @@ def picked(run: RunConfig, cache: Path, *files: Path, budget: float | str = 0.5)
 def test_the_best_by_more_than_noise_wins(run: RunConfig, tmp_path: Path) -> None:
     aucs = {("full", 1): 0.8, ("full", 0.5): 0.75, ("hash", 0.5): 0.74, ("robe", 0.5): 0.76}
     found = picked(run, tmp_path, measured(tmp_path / "a.json", "a", 1000, aucs))
-    assert found["embedding"] == {"method": "robe", "budget": 0.5}
+    assert found["embedding"] == {"method": "robe", "budget": 0.5, "embedding_dim": 8}
     assert (found["value"], found["plain"]) == (0.76, 0.75)
     assert "AUC 0.7600, a plain narrower table 0.7500, the full table 0.8000" in found["reason"]
 
@@ -112,6 +112,7 @@ def test_settings_of_a_method_are_kept(run: RunConfig, tmp_path: Path) -> None:
     assert picked(run, tmp_path, file)["embedding"] == {
         "method": "robe",
         "budget": 0.5,
+        "embedding_dim": 8,
         "hashes": 2,
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from mlflow import MlflowClient
 from pipelines import benchmark, grid
 from pipelines.benchmark_report import BEGIN, END, markdown, summary
 from recsys.bundle import VerifyError
-from recsys.config import AnyRunConfig
+from recsys.config import AnyRunConfig, parse_click_config
 from recsys.data.synthetic import PlantedLog, write_log
+from recsys.training.progress import SilentReporter
+from recsys.training.trainer import Interrupted
 from recsys.types import InputError
 
 
@@ -104,8 +108,40 @@ def test_what_is_done_is_not_done_again_and_workers_change_nothing(
     assert again["rows"] == alone["rows"]
 
     other = write_log(tmp_path / "log", rows=1500, eval_rows=600, seed=2)
-    with pytest.raises(AssertionError, match="trained again"):  # the same config on other data
-        benchmark.run([config(tmp_path, other, "lr")], seeds=2, out=tmp_path / "one")
+    found = benchmark.run([config(tmp_path, other, "lr")], seeds=2, out=tmp_path / "one")
+    assert len(found["failed"]) == 2  # the same config on other data
+    assert "AssertionError: trained again" in found["failed"][0]
+
+
+def stopped(tree: dict[str, Any], key: str, *, folder: Path) -> dict[str, Any]:
+    """In place of a run: the first is interrupted, the others take their time."""
+    (folder / key).touch()
+    if tree["seed"] == 0:
+        raise Interrupted("stopped")
+    time.sleep(1)
+    return {}
+
+
+def test_nothing_new_starts_after_an_interrupt(tmp_path: Path, log: PlantedLog) -> None:
+    run = parse_click_config(yaml.safe_load(config(tmp_path, log, "lr").read_text()))
+    jobs = [grid.Job("lr", run.model_copy(update={"seed": seed}), "d") for seed in range(12)]
+    (tmp_path / "started").mkdir()
+    work = partial(stopped, folder=tmp_path / "started")
+    with pytest.raises(Interrupted):
+        list(grid._each(jobs, work, 2, SilentReporter()))
+    assert len(list((tmp_path / "started").iterdir())) < 8
+
+
+def test_a_grid_in_another_store_starts_a_run_of_its_own(tmp_path: Path, log: PlantedLog) -> None:
+    for name in ("one", "two"):
+        tracking = {"uri": f"sqlite:///{tmp_path}/{name}.db", "experiment": "grid"}
+        files = [config(tmp_path, log, "lr", tracking=tracking)]
+        assert not benchmark.run(files, seeds=1, out=tmp_path / "out")["failed"]
+        client = MlflowClient(tracking["uri"])
+        found = client.get_experiment_by_name("grid")
+        assert found is not None
+        runs = client.search_runs([found.experiment_id])
+        assert "benchmark" in {run.info.run_name for run in runs}
 
 
 def test_one_bad_run_does_not_cost_the_others(tmp_path: Path, log: PlantedLog) -> None:

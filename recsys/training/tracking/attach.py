@@ -41,7 +41,7 @@ class FinishedRun:
                 ) from error
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 raise InputError(
-                    f"no run {self.run_id!r} in {self.uri}, where the bundle was to be explained; "
-                    "give the store that its training wrote to"
+                    f"no run {self.run_id!r} in {without_secrets(self.uri)}, where the bundle was "
+                    "to be explained; give the store that its training wrote to"
                 ) from error
             raise

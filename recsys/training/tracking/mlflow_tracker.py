@@ -210,7 +210,9 @@ class MlflowTracker:
                     raise
                 if self._retry_at == 0.0:
                     _log.warning(
-                        "tracking: %s is away (%s); training goes on", self.uri, one_line(error)
+                        "tracking: %s is away (%s); training goes on",
+                        without_secrets(self.uri),
+                        one_line(error),
                     )
                 self._retry_at = time.monotonic() + RETRY_SECONDS
         if what:

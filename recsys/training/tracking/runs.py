@@ -45,7 +45,8 @@ class RunReader:
         by_key = {run.name: run for run in runs} | {run.run_id: run for run in runs}
         for key in wanted:
             if key not in by_key:
-                where = f"experiment {experiment!r} of {self.uri}" if experiment else self.uri
+                shown = without_secrets(self.uri)
+                where = f"experiment {experiment!r} of {shown}" if experiment else shown
                 known = ", ".join(sorted({run.name for run in runs})[:10]) or "nothing"
                 raise InputError(f"no run {key!r} in {where}; it holds {known}")
         return [by_key[key] for key in wanted]
@@ -68,7 +69,7 @@ class RunReader:
             if experiment in (None, found.name)
         }
         if experiment is not None and not experiments:
-            raise InputError(f"no experiment {experiment!r} in {self.uri}")
+            raise InputError(f"no experiment {experiment!r} in {without_secrets(self.uri)}")
         runs: list[Any] = []
         token = None
         while experiments:
