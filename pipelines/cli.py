@@ -241,13 +241,9 @@ def score(
 ) -> None:
     """Score Parquet to Parquet with the TorchScript bundle (same code as `python -m serving`)."""
     from serving.batch import score as score_parquet
-    from serving.parquet import open_source
-    from serving.topk import open_scorer
 
     columns = [column.strip() for column in keep.split(",") if column.strip()]
-    scorer = open_scorer(bundle, k=k)
-    rows = open_source(source, data_root, allow_empty=True, text=scorer.text)
-    report = score_parquet(scorer, rows, out, keep=columns)
+    report = score_parquet(bundle, source, out, keep=columns, k=k, root=data_root)
     result = {
         "rows": report.rows,
         "seconds": report.seconds,

@@ -45,14 +45,16 @@ def score(
     batch_rows: int = BATCH_ROWS,
     progress: bool = True,
     k: int | None = None,
+    root: str | Path | None = None,
 ) -> ScoreReport:
     """Score every row of ``source`` into one Parquet file ``out``: columns ``keep`` as they were,
     then ``score`` float32, in the order of the source. A bundle of task ``top_k`` adds the lists
     ``items`` and ``scores`` instead, of ``k`` items (None: what it was exported with).
 
-    ``source``: what `open_source` takes, or a source. ``out`` appears complete or not at all.
-    ``progress``: a line on stderr, if that is a terminal. Batches go through encoding and the graph
-    on as many threads as torch has at the call, each with a batch of its own, in bounded memory.
+    ``source``: what `open_source` takes, relative paths below ``root``, or a source. ``out``
+    appears complete or not at all. ``progress``: a line on stderr, if that is a terminal. Batches
+    go through encoding and the graph on as many threads as torch has at the call, each with a batch
+    of its own, in bounded memory.
     Raises `InputError` for a bundle, source, column or path that cannot work, before anything is
     computed.
     """
@@ -63,11 +65,11 @@ def score(
     else:
         scorer = open_scorer(bundle, k=k)
     started = time.perf_counter()
-    rows_in = (
-        open_source(source, allow_empty=True, text=scorer.text)
-        if isinstance(source, (str, Path, Sequence))
-        else source
-    )
+    if isinstance(source, (str, Path, Sequence)):
+        rows_in: Source = open_source(source, root, allow_empty=True, text=scorer.text)
+        _check_folders(Path(out), [source] if isinstance(source, (str, Path)) else source, root)
+    else:
+        rows_in = source
     kept = list(dict.fromkeys(keep))
     where = rows_in.files[0]
     _check_out(Path(out), rows_in.files)
@@ -128,6 +130,17 @@ def _check_out(out: Path, files: Sequence[str]) -> None:
             out.exists() and os.path.exists(file) and os.path.samefile(file, out)
         ):
             raise InputError(f"{out} is an input file; scores would overwrite it, give another OUT")
+
+
+def _check_folders(out: Path, given: Sequence[str | Path], root: str | Path | None) -> None:
+    """The scores must not be taken for rows the next time that a folder is read."""
+    for item in given:
+        folder = os.path.realpath(os.path.join(root or ".", item))
+        if os.path.isdir(folder) and os.path.realpath(out).startswith(folder + os.sep):
+            raise InputError(
+                f"{out} lies in the input folder {item}, and would be read as rows the next time; "
+                "give an OUT elsewhere"
+            )
 
 
 def _check_keep(keep: Sequence[str], added: Sequence[str], schema: pa.Schema, where: str) -> None:

@@ -148,7 +148,9 @@ def file_digest(path: Path) -> str:
 
 def _parse(path: Path) -> Dict[str, Any]:
     if not path.is_file():
-        raise BundleMissing(f"{path}: missing; give the folder that export wrote")
+        inside = path.parent / "bundle" / path.name  # of the folder of a run
+        hint = f": {inside.parent}" if inside.is_file() else ""
+        raise BundleMissing(f"{path}: missing; give the folder that export wrote{hint}")
     with path.open("rb") as file:
         raw = file.read(MAX_MANIFEST_BYTES + 1)
     if len(raw) > MAX_MANIFEST_BYTES:

@@ -44,13 +44,18 @@ _UNFIT = (pa.ArrowException, OverflowError, UnicodeEncodeError)
 def from_dicts(rows: Sequence[Row], inputs: Sequence[InputField]) -> pa.RecordBatch:
     """One Arrow batch of the input columns, as `serving.encode.encode` takes it.
 
-    A missing key and None are null; other keys are ignored. A value of another type than the
-    model was trained on (text for an integer, a bool for an integer, ...) is an `InputError`
-    naming column and row: int 17 and text "17" have different ids. Times without a zone are UTC.
+    A missing key, None, NaN, pandas' NA and NaT are null; other keys are ignored, but a row that
+    has no key of the model's at all is an `InputError`: its keys are misspelt. So is a value of
+    another type than the model was trained on (text for an integer, a bool for an integer, ...),
+    named by column and row: int 17 and text "17" have different ids. Times without a zone are UTC.
     """
+    columns = {field.column for field in inputs}
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise InputError(f"row {number} is {type(row).__name__}; give each row as a dict")
+        if row and columns.isdisjoint(row):
+            keys, known = (", ".join(sorted(map(str, names))) for names in (row, columns))
+            raise InputError(f"row {number} has the keys {keys}, but the model reads {known}")
     arrays: Dict[str, pa.Array] = {}
     for field in inputs:
         if field.column not in arrays:
@@ -69,6 +74,7 @@ def _takes_numbers(field: InputField) -> bool:
 
 def _scalars(values: List[Any], family: str, column: str) -> pa.Array:
     if not _EXACT[family].issuperset(map(type, values)):  # the usual case costs one pass
+        values = [None if _is_absent(value) else value for value in values]
         for number, value in enumerate(values):
             _check(value, family, column, number)
     try:
@@ -97,7 +103,14 @@ def _moment(value: Any) -> Any:
     return value
 
 
+def _is_absent(value: Any) -> bool:
+    if isinstance(value, (float, np.floating)):
+        return bool(np.isnan(value))
+    return type(value).__name__ in ("NAType", "NaTType")  # pandas need not be here
+
+
 def _lists(values: List[Any], family: str, column: str) -> pa.Array:
+    values = [None if _is_absent(value) else value for value in values]
     for number, value in enumerate(values):
         if value is None:
             continue
@@ -114,8 +127,10 @@ def _lists(values: List[Any], family: str, column: str) -> pa.Array:
 
 
 def _check(value: Any, family: str, column: str, number: int) -> None:
+    if value is None or _is_absent(value):
+        return
     wrong_bool = isinstance(value, bool) and family == "int"
-    if value is not None and (wrong_bool or not isinstance(value, _ACCEPTS[family])):
+    if wrong_bool or not isinstance(value, _ACCEPTS[family]):
         raise InputError(
             f"column {column!r}, row {number}: {value!r} is {type(value).__name__}, but the model "
             f"was trained on {family}; convert the value, or leave the key out for null"

@@ -72,10 +72,12 @@ class Served:
             table = rows
         elif _is_frame(rows):
             table = self._from_frame(rows)
+        elif hasattr(rows, "to_arrow"):  # polars
+            table = rows.to_arrow()
         else:
             raise InputError(
                 f"cannot score {type(rows).__name__}; give a pyarrow Table or RecordBatch, a "
-                "pandas DataFrame or a list of dicts"
+                "pandas or polars DataFrame or a list of dicts"
             )
         self.check(table.schema, "rows to score")
         return table.select(self.columns) if self.columns else table

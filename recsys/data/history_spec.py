@@ -61,10 +61,10 @@ def parse_history(text: str) -> History:
     name, colon, condition = (part.strip() for part in text.partition(":"))
     if name and not colon:
         return History(name)
-    for sign in ("!=", ">=", "<=", "=", ">", "<"):
+    for sign in ("!=", ">=", "<=", "==", "=", ">", "<"):
         column, found, value = (part.strip() for part in condition.partition(sign))
         if name and found and column and value:
-            return History(name, Where(column, sign, value))
+            return History(name, Where(column, "=" if sign == "==" else sign, value))
     raise InputError(f"history {text!r}: must be NAME or 'NAME: COLUMN >= VALUE'")
 
 

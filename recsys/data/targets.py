@@ -62,13 +62,18 @@ def check_targets(source: Source, config: DataConfig) -> None:
 
     Runs before anything is fitted, so that a bad label costs seconds, not an epoch.
     """
-    first = 0
+    first, total = 0, 0.0
     columns = target_columns(config)
     source.batches(columns).close()  # refuses a missing group column, whose values are not read
     for rows in source.batches(columns[:-1] if config.group else columns):
         labels(rows, config, source, first)
-        weights(rows, config, source, first)
+        total += float(weights(rows, config, source, first).sum(dtype=np.float64))
         first += rows.num_rows
+    if config.weight is not None and total == 0:
+        raise InputError(
+            f"{source.files[0]}: all weights of column {config.weight!r} are 0; there is nothing "
+            "to learn from or to judge by"
+        )
 
 
 def _numbers(rows: pa.RecordBatch, name: str, role: str) -> np.ndarray:

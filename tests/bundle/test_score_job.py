@@ -85,6 +85,15 @@ def test_command_line(
     assert printed.err.startswith(f"{out}: 1,000 rows in ")  # no progress line: no terminal
 
 
+def test_scores_do_not_land_among_the_rows(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "log" / "deep").mkdir(parents=True)
+    pq.write_table(table(5), tmp_path / "log" / "x.parquet")
+    for out in ("log/s.parquet", "log/deep/s.parquet"):
+        with pytest.raises(InputError, match="lies in the input folder log, and would be read"):
+            score(bundle, "log", tmp_path / out, root=tmp_path)
+    score(bundle, "log/x.parquet", tmp_path / "log" / "s.parquet", root=tmp_path)  # as was asked
+
+
 def test_command_line_threads(bundle: Path, rows_file: Path, tmp_path: Path) -> None:
     outs = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
     before = torch.get_num_threads()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
@@ -46,6 +47,11 @@ def test_every_kind_of_rows_gives_the_same_scores(scorer: Scorer) -> None:
         got = scorer.predict(kind)
         assert got.dtype == np.float32
         assert np.array_equal(got, want)
+
+
+def test_polars_frames_score_as_arrow_does(scorer: Scorer) -> None:
+    rows = table(20)
+    assert np.array_equal(scorer.predict(pl.from_arrow(rows)), scorer.predict(rows))
 
 
 def test_no_rows(scorer: Scorer) -> None:

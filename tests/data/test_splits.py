@@ -144,6 +144,12 @@ def test_leave_last_out_by_hand(tmp_path):
     assert numbers(parts.train) == [0, 6, 7, 8]  # rows without a user are train
 
 
+def test_weights_that_are_all_zero_are_refused(tmp_path):
+    pq.write_table(pa.table({"label": [0, 1], "weight": [0.0, 0.0]}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="all weights of column 'weight' are 0"):
+        splits(DataConfig(train="x.parquet", label="label", weight="weight"), tmp_path)
+
+
 def test_given_files(tmp_path):
     for name in ("train", "valid"):
         pq.write_table(pa.table({"n": [1, 2], "label": [0, 1]}), tmp_path / f"{name}.parquet")

@@ -36,7 +36,7 @@ ROW = st.fixed_dictionaries(
         "h": st.none() | st.lists(st.none() | st.text(max_size=3), max_size=5),
         "other": st.just(object()),
     },
-)
+).filter(lambda row: not row or row.keys() != {"other"})
 SCHEMA = pa.schema(
     {
         "t": pa.string(),
@@ -117,6 +117,23 @@ def test_a_wrong_value_is_named(row: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         from_dicts([{"t": "fine"}, row], INPUTS)
     assert "\n" not in str(caught.value)
+
+
+def test_what_pandas_calls_missing_is_null() -> None:
+    frame = pd.DataFrame({"t": ["a", None], "i": [1, 2], "b": [True, None], "m": [pd.NaT, pd.NaT]})
+    frame = frame.assign(h=[["x", np.nan], np.nan], i=frame["i"].astype("Int64"))
+    frame.loc[1, ["t", "i"]] = [np.nan, pd.NA]
+    found = encode(from_dicts(frame.to_dict("records"), INPUTS), INPUTS)
+    plain = [{"t": "a", "i": 1, "b": True, "h": ["x", None]}, {"t": None}]
+    want = encode(from_dicts(plain, INPUTS), INPUTS)
+    assert torch.equal(found.ids, want.ids)
+    assert torch.equal(found.lists[0], want.lists[0])
+    assert torch.equal(found.lengths, want.lengths)
+
+
+def test_a_row_without_any_known_key_is_refused() -> None:
+    with pytest.raises(InputError, match="row 1 has the keys T, but the model reads b, h, i, m, t"):
+        from_dicts([{"t": "a", "more": 1}, {"T": "a"}], INPUTS)
 
 
 def test_rows_must_be_dicts() -> None:

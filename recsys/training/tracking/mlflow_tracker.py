@@ -59,6 +59,7 @@ class MlflowTracker:
 
     def __init__(self, *, uri: str, experiment: str, system_metrics: bool = True) -> None:
         self.uri = resolve_uri(uri)
+        self._shown = without_secrets(uri)
         self._experiment = experiment
         self._system_metrics = system_metrics
         self._client = open_client(uri)
@@ -95,8 +96,8 @@ class MlflowTracker:
             if not is_outage(error):
                 raise
             raise InputError(
-                f"tracking.uri {without_secrets(self.uri)!r} cannot be reached "
-                f"({one_line(error)}); start the server, or set tracking.uri to null"
+                f"tracking.uri {self._shown!r} cannot be reached ({one_line(error)}); "
+                "start the server, or set tracking.uri to null"
             ) from error
         self._run = self._target = run
         return run
@@ -210,9 +211,7 @@ class MlflowTracker:
                     raise
                 if self._retry_at == 0.0:
                     _log.warning(
-                        "tracking: %s is away (%s); training goes on",
-                        without_secrets(self.uri),
-                        one_line(error),
+                        "tracking: %s is away (%s); training goes on", self._shown, one_line(error)
                     )
                 self._retry_at = time.monotonic() + RETRY_SECONDS
         if what:
@@ -241,7 +240,7 @@ class MlflowTracker:
             if is_outage(error):
                 raise
             raise InputError(
-                f"cannot resume run {run!r} in {without_secrets(self.uri)}: {one_line(error)}; "
+                f"cannot resume run {run!r} in {self._shown}: {one_line(error)}; "
                 "check tracking.uri, or start without resuming"
             ) from error
         return run
@@ -256,16 +255,15 @@ class MlflowTracker:
             )
         if found.lifecycle_stage != "active":
             raise InputError(
-                f"tracking.experiment {self._experiment!r} was deleted in "
-                f"{without_secrets(self.uri)}; restore it or choose another name"
+                f"tracking.experiment {self._experiment!r} was deleted in {self._shown}; "
+                "restore it or choose another name"
             )
         return str(found.experiment_id)
 
     def _find_phase(self, name: str) -> str:
         """The nested run of an earlier, interrupted attempt, reopened; empty if there is none."""
         query = f"tags.`mlflow.parentRunId` = '{self._target}'"
-        runs = self._client.search_runs([self._experiment_id()], query)
-        for run in runs:
+        for run in self._client.search_runs([self._experiment_id()], query):
             if run.info.run_name == name:
                 return self._reopen(run.info.run_id)
         return ""
