@@ -64,6 +64,9 @@ def histories(
         typer.Option(help="NAME or 'NAME: COLUMN >= VALUE', which events it holds."),
     ] = None,
     length: Annotated[int, typer.Option(help="Most recent events that are kept.")] = 50,
+    latest: Annotated[
+        bool, typer.Option("--latest", help="Also latest.parquet: one row a user, to score.")
+    ] = False,
     data_root: DataRoot = ".",
     as_json: AsJson = False,
 ) -> None:
@@ -81,6 +84,7 @@ def histories(
         items=items,
         histories=history or ("history",),
         length=length,
+        latest=latest,
         root=data_root,
         reporter=reporter(),
     )

@@ -9,14 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
-from recsys.data.histories import (
-    Columns,
-    Events,
-    Items,
-    check_types,
-    write_histories,
-)
+from recsys.data.histories import Events, check_types, write_histories
+from recsys.data.history_items import Columns, Items
 from recsys.data.history_spec import parse_history
+from recsys.data.latest import write_latest
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.types import InputError
 from serving.parquet import Source, open_source
@@ -38,12 +34,14 @@ def run(
     items: str | None = None,
     histories: Sequence[str] = ("history",),
     length: int = 50,
+    latest: bool = False,
     root: str = ".",
     reporter: Reporter | None = None,
 ) -> Result:
     """Writes ``out/SPLIT.parquet`` for each of ``splits`` (name -> data; ``train`` must be there).
 
     See `recsys.data.histories` for the rule, `parse_history` for the form of ``histories``.
+    ``latest``: writes ``out/latest.parquet`` too, each user of train with its last events.
     Returns ``{out, rows, histories, seconds}``, histories by split: mean length, share of empty.
     """
     started = time.perf_counter()
@@ -59,7 +57,7 @@ def run(
         name: open_source(paths, root, allow_empty=name != "train")
         for name, paths in splits.items()
     }
-    _check_targets(sources, out)
+    _check_targets([*sources, "latest"] if latest else [*sources], sources, out)
     for source in sources.values():
         check_types(source, sources["train"], columns)
     table = Items(open_source(items, root), columns) if items is not None else None
@@ -81,9 +79,20 @@ def run(
                 items=table,
                 progress=bar.advance,
             )
+    rows = {name: source.num_rows for name, source in sources.items()}
+    if latest:
+        with reporter.bar("write latest", rows["train"]) as bar:
+            rows["latest"], found["latest"] = write_latest(
+                sources["train"],
+                out / "latest.parquet",
+                events,
+                columns,
+                length=length,
+                progress=bar.advance,
+            )
     return {
-        "out": {name: str(out / f"{name}.parquet") for name in sources},
-        "rows": {name: source.num_rows for name, source in sources.items()},
+        "out": {name: str(out / f"{name}.parquet") for name in rows},
+        "rows": rows,
         "histories": found,
         "seconds": time.perf_counter() - started,
     }
@@ -104,8 +113,8 @@ def render(result: Result) -> Table:
     return table
 
 
-def _check_targets(sources: dict[str, Source], out: Path) -> None:
-    for name in sources:
+def _check_targets(names: Sequence[str], sources: dict[str, Source], out: Path) -> None:
+    for name in names:
         target = (out / f"{name}.parquet").resolve()
         for source in sources.values():
             if any(Path(file).resolve() == target for file in source.files):

@@ -25,6 +25,9 @@ from serving.errors import InputError
 from serving.parquet_file import READ_ERRORS, diagnose, read_batches, read_footer
 from serving.paths import DataFile, locate
 
+MOST_NAMES = 20
+"""Columns that the message about a missing one lists."""
+
 
 class Source(Protocol):
     """A stream of rows that can be read any number of times, always in the same order."""
@@ -97,7 +100,8 @@ class ParquetSource:
 
     def _unified_schema(self) -> pa.Schema:
         types: dict[str, pa.DataType] = {}
-        for footer in self._footers:
+        # what has no rows cannot disagree: a part that came out empty often has other types
+        for footer in [f for f in self._footers if f.rows] or self._footers:
             for column in footer.schema:
                 if column.name not in self._partition_types:
                     found = joinable(column.type)
@@ -138,15 +142,21 @@ class ParquetSource:
                 for file in self._files:
                     if name not in dict(file.partition):
                         raise InputError(
-                            f"{file.label}: not in a folder {name}=value as others are"
+                            f"{file.label}: not in a folder {name}=value as others are; move it "
+                            "into one, or name other paths"
                         )
                 continue
             for file, footer in zip(self._files, self._footers, strict=True):
+                if footer.rows == 0 and self.num_rows > 0:
+                    continue
                 fields = footer.schema.get_all_field_indices(name)
                 if len(fields) != 1:
                     problem = "is there twice" if fields else "is missing"
                     close = get_close_matches(name, self.schema.names, 1)
                     hint = f"; did you mean {close[0]!r}?" if close and close[0] != name else ""
+                    if not fields and not close:
+                        there = ", ".join(footer.schema.names[:MOST_NAMES])
+                        hint = f"; there are {there}" + ", ..." * (len(footer.schema) > MOST_NAMES)
                     raise InputError(f"{file.label}: column {name!r} {problem}{hint}")
                 found, agreed = footer.schema.field(name).type, self.schema.field(name).type
                 if unify(found, agreed) is None:

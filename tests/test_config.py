@@ -55,6 +55,10 @@ def _write(tmp_path: Path, tree: object) -> Path:
         ({"train": {"device": "mps"}}, "'mps' is no device to train on; write cpu, cuda"),
         ({"seed": -1}, "seed"),
         (
+            {"embedding": {"method": "unified", "budget": 100}},
+            "embedding.budget: 100 is no share of the full tables, which is above 0",
+        ),
+        (
             {"model": {"name": "deepfm", "hiden_units": [4]}},
             "model.hiden_units: unknown key; did you mean 'hidden_units'?",
         ),

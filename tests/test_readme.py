@@ -102,17 +102,19 @@ def test_next_items_section_works_as_written(tmp_path: Path) -> None:
         "time": pa.array(np.arange(1500), pa.timestamp("s")),
     }
     pq.write_table(pa.table(log), tmp_path / "plays.parquet")
-    histories = pa.table({"history": [["i1", "i7", "i3"], [], ["never seen"]]})
-    pq.write_table(histories, tmp_path / "histories.parquet")
     (config,) = blocks("yaml", NEXT)
     (tmp_path / "next.yaml").write_text(config)
-    assert [words[1] for words in commands(NEXT)] == ["train", "score", "export"]
+    assert [words[1] for words in commands(NEXT)] == ["train", "histories", "score", "export"]
     for words in commands(NEXT):
         run(words, tmp_path)
     best = pq.read_table(tmp_path / "best.parquet")
-    items = best["items"].to_pylist()
-    assert [len(row) for row in items] == [10, 10, 10]
-    assert not {"i1", "i7", "i3"} & set(items[0])  # seen already
+    assert sorted(best["user"].to_pylist()) == sorted(set(log["user"].to_pylist()))
+    played: dict[str, set[str]] = {}
+    for user, item in zip(log["user"].to_pylist(), log["item"].to_pylist(), strict=True):
+        played.setdefault(user, set()).add(item)
+    for row in best.to_pylist():
+        assert len(row["items"]) == min(10, 30 - len(played[row["user"]]))
+        assert not played[row["user"]] & set(row["items"])
     assert (tmp_path / "small" / "manifest.json").exists()
 
 

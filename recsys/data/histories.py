@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.data.history_items import Columns, Items
 from recsys.data.history_spec import Where, decoded
 from recsys.data.ordering import sort_keys
 from recsys.types import InputError
@@ -25,58 +25,6 @@ from serving.encode import NULL_ID, ids_of, type_family
 from serving.parquet import Source, write_parquet
 
 BATCH_ROWS = 65_536
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns of a log. ``attributes``: of an item, copied into histories beside it,
-    from the log itself or from a table of items."""
-
-    user: str
-    item: str
-    time: str
-    attributes: tuple[str, ...] = ()
-
-
-class Items:
-    """Attributes by item: one row per item.
-
-    Errors: `InputError` for an item that is there twice.
-    """
-
-    def __init__(self, source: Source, columns: Columns) -> None:
-        table = pa.Table.from_batches(
-            list(source.batches([columns.item, *columns.attributes])),
-            pa.schema([source.schema.field(n) for n in (columns.item, *columns.attributes)]),
-        )
-        items = decoded(table.column(columns.item).combine_chunks())
-        self.family = type_family(items.type, columns.item)
-        ids = ids_of(items, columns.item)
-        self._order = np.argsort(ids, kind="stable")
-        self._ids = ids[self._order]
-        twice = np.flatnonzero(self._ids[1:] == self._ids[:-1])
-        if len(twice):
-            row = int(self._order[twice[0] + 1])
-            raise InputError(
-                f"{source.place(row)}: column {columns.item!r}: {items[row].as_py()!r} is there "
-                "twice; keep one row per item"
-            )
-        self._attributes = {
-            name: decoded(table.column(name).combine_chunks()) for name in columns.attributes
-        }
-
-    def of(self, items: pa.Array, name: str) -> dict[str, pa.Array]:
-        """Attribute columns (B,) of the items (B,), null for items that are not in the table."""
-        if type_family(items.type, name) not in (self.family, "null"):
-            raise InputError(
-                f"column {name!r} is {items.type} in the log but {self.family} in the items; cast "
-                "one to the other"
-            )
-        wanted = ids_of(items, name)
-        place = np.searchsorted(self._ids, wanted).clip(max=max(len(self._ids) - 1, 0))
-        known = self._ids[place] == wanted if len(self._ids) else np.zeros(len(wanted), bool)
-        rows = pa.array(self._order[place] if len(self._ids) else place, mask=~known)
-        return {key: values.take(rows) for key, values in self._attributes.items()}
 
 
 class Events:
@@ -114,16 +62,19 @@ class Events:
             name: _joined([part[name] for part in parts]).take(pa.array(order)) for name in names
         }
 
-    def before(self, users: np.ndarray, times: np.ndarray, length: int) -> tuple[Any, Any]:
+    def before(self, users: np.ndarray, times: np.ndarray | None, length: int) -> tuple[Any, Any]:
         """Which events each row sees: first and end (B,) int64, at most ``length`` of them.
 
-        ``users``: ids (B,); ``times``: sort keys (B,).
+        ``users``: ids (B,); ``times``: sort keys (B,), None: after all events.
         """
         code = np.searchsorted(self._users, users)
         known = code < len(self._users)
         known[known] = self._users[code[known]] == users[known]
         known &= users != NULL_ID
-        earlier = np.searchsorted(self._times, times, side="left")  # instants before the row's own
+        if times is None:
+            earlier = np.full(len(users), len(self._times))
+        else:  # instants before the row's own
+            earlier = np.searchsorted(self._times, times, side="left")
         end = np.searchsorted(self._keys, self._key(code, earlier), side="left")
         first = np.searchsorted(self._keys, self._key(code, np.zeros_like(code)), side="left")
         first = np.maximum(first, end - length)
@@ -170,21 +121,12 @@ def write_histories(
     Returns, by history, the mean length and the share of rows without one. Errors: `InputError`
     for a column that is there already, or an attribute that is nowhere.
     """
-    added = {
-        _column(name, key): pa.list_(_plain(values.type))
-        for name, made in events.items()
-        for key, values in _labelled(made, columns)
-    }
+    added = list_columns(events, columns)
     own = [name for name in columns.attributes if name not in source.schema.names]
     if own and items is None:
         raise InputError(
             f"{source.files[0]}: column {own[0]!r} is missing; add it to this split as to train, "
             "or give a table of items"
-        )
-    if len(added) < len(events) * (1 + len(columns.attributes)):
-        raise InputError(
-            "two histories would write one column, such as that of history 'a' and attribute 'b' "
-            "and that of history 'a_b'; give histories other names"
         )
     for name in added:
         if name in source.schema.names:
@@ -196,8 +138,7 @@ def write_histories(
     fields = [pa.field(f.name, f.type) for f in source.schema]
     fields += [pa.field(name, _plain(kinds[name].type)) for name in own]
     fields += [pa.field(name, dtype) for name, dtype in added.items()]
-    total = dict.fromkeys(events, 0)
-    empty = dict.fromkeys(events, 0)
+    found = Lengths(events)
     with write_parquet(path, pa.schema(fields)) as writer:
         for rows in source.batches(source.schema.names, BATCH_ROWS):
             out = {name: rows.column(name) for name in rows.schema.names}
@@ -206,20 +147,69 @@ def write_histories(
                 out |= {name: attributes[name] for name in own}
             users = ids_of(rows.column(columns.user), columns.user)
             times = sort_keys(rows.column(columns.time), columns.time)
-            for name, made in events.items():
-                first, end = made.before(users, times, length)
-                total[name] += int((end - first).sum())
-                empty[name] += int((end == first).sum())
-                for key, values in _labelled(made, columns):
-                    out[_column(name, key)] = _lists(values, first, end)
+            out |= lists_of(events, columns, users, times, length, found)
             writer.write_batch(pa.RecordBatch.from_arrays(list(out.values()), list(out)))
             if progress is not None:
                 progress(rows.num_rows)
-    rows_read = max(source.num_rows, 1)
-    return {
-        name: {"mean_length": total[name] / rows_read, "empty_share": empty[name] / rows_read}
-        for name in events
+    return found.shares()
+
+
+class Lengths:
+    """How long histories are."""
+
+    def __init__(self, events: Mapping[str, Events]) -> None:
+        self._rows = dict.fromkeys(events, 0)
+        self._total = dict.fromkeys(events, 0)
+        self._empty = dict.fromkeys(events, 0)
+
+    def add(self, name: str, lengths: np.ndarray) -> None:
+        """Of some rows of one history."""
+        self._rows[name] += len(lengths)
+        self._total[name] += int(lengths.sum())
+        self._empty[name] += int((lengths == 0).sum())
+
+    def shares(self) -> dict[str, Any]:
+        """By history, the mean length and the share of rows without one."""
+        return {
+            name: {
+                "mean_length": self._total[name] / max(rows, 1),
+                "empty_share": self._empty[name] / max(rows, 1),
+            }
+            for name, rows in self._rows.items()
+        }
+
+
+def list_columns(events: Mapping[str, Events], columns: Columns) -> dict[str, pa.DataType]:
+    """The columns of all histories. Errors: `InputError` if two have one name."""
+    added = {
+        _column(name, key): pa.list_(_plain(values.type))
+        for name, made in events.items()
+        for key, values in _labelled(made, columns)
     }
+    if len(added) < len(events) * (1 + len(columns.attributes)):
+        raise InputError(
+            "two histories would write one column, such as that of history 'a' and attribute 'b' "
+            "and that of history 'a_b'; give histories other names"
+        )
+    return added
+
+
+def lists_of(
+    events: Mapping[str, Events],
+    columns: Columns,
+    users: np.ndarray,
+    times: np.ndarray | None,
+    length: int,
+    found: Lengths,
+) -> dict[str, pa.Array]:
+    """The columns of all histories for rows of ``users`` at ``times`` (see `Events.before`)."""
+    out = {}
+    for name, made in events.items():
+        first, end = made.before(users, times, length)
+        found.add(name, end - first)
+        for key, values in _labelled(made, columns):
+            out[_column(name, key)] = _lists(values, first, end)
+    return out
 
 
 def _lists(values: pa.Array, first: np.ndarray, end: np.ndarray) -> pa.Array:

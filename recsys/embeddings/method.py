@@ -15,10 +15,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from recsys.embeddings.budget import INDEX_BYTES, fixed_bytes, parse_bytes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from recsys.embeddings.store import Store
     from recsys.settings import TrainConfig
 
-Budget = str | Annotated[float, Field(gt=0, le=1)]
+Budget = str | float
 
 
 class TableConfig(FrozenConfig):
@@ -50,6 +50,11 @@ class TableConfig(FrozenConfig):
     def _is_size(cls, value: str | float | None) -> str | float | None:
         if isinstance(value, str):
             parse_bytes(value)
+        elif value is not None and not 0 < value <= 1:
+            raise ValueError(
+                f"{value:g} is no share of the full tables, which is above 0 and at most 1; for "
+                "bytes give a unit, such as 100KB"
+            )
         return value
 
 

@@ -148,6 +148,32 @@ def test_text_from_files_with_other_values(tmp_path: Path) -> None:
     assert out.schema.field("history").type == pa.list_(pa.string())
 
 
+def test_the_latest_history_of_every_user(tmp_path: Path) -> None:
+    """The very last event is in it, which no row of train can see."""
+    train = log(5)
+    write(tmp_path, {"train": train})
+    options = {"user": "user", "item": "item", "time_column": "time", "length": 4}
+    result = pipeline.run(
+        {"train": "train.parquet"},
+        tmp_path / "out",
+        root=str(tmp_path),
+        histories=("seen", "liked: rating == 4"),
+        latest=True,
+        **options,  # type: ignore[arg-type]
+    )
+    rows = pq.read_table(tmp_path / "out" / "latest.parquet").to_pylist()
+    assert [row["user"] for row in rows] == list(dict.fromkeys(u for u in train["user"] if u))
+    assert result["rows"]["latest"] == len(rows)
+    for row in rows:
+        later = {"user": row["user"], "time": 99}
+        assert row["seen"] == oracle(train, later, 4)
+        keep = [place for place, rating in enumerate(train["rating"]) if rating == 4]
+        fours = {name: [column[place] for place in keep] for name, column in train.items()}
+        assert row["liked"] == oracle(fours, later, 4)
+    shares = result["histories"]["latest"]["seen"]
+    assert shares["mean_length"] == np.mean([len(row["seen"]) for row in rows])
+
+
 def test_two_histories_never_share_a_column(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two histories would write one column"):
         made(tmp_path, {"train": log(1)}, histories=("a", "a_rating"), attributes=("rating",))

@@ -114,6 +114,19 @@ def test_dictionaries_of_many_files_can_be_joined(tmp_path):
     assert pa.Table.from_batches(source.batches(["c"])).combine_chunks().num_rows == 300
 
 
+def test_a_file_without_rows_says_nothing_about_types(tmp_path):
+    write(
+        tmp_path / "log" / "a.parquet",
+        {"c": pa.array([], pa.bool_()), "d": pa.array([], pa.int8())},
+    )
+    write(tmp_path / "log" / "b.parquet", {"c": [1.5, 2.5]})
+    source = open_source(tmp_path / "log")
+    assert source.schema == pa.schema([("c", pa.float64())])
+    assert rows_of(source, ["c"]) == [{"c": 1.5}, {"c": 2.5}]
+    with pytest.raises(InputError, match=r"column 'clicked' is missing; there are c$"):
+        source.batches(["clicked"])
+
+
 def test_views_can_be_filtered(tmp_path):
     write(tmp_path / "x.parquet", {"c": TYPES["view"]})
     (batch,) = open_source(tmp_path / "x.parquet").batches(["c"])
