@@ -20,6 +20,7 @@ from pyarrow import fs as pafs
 from serving.errors import InputError
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+_SECRET = ("secret", "password", "passwd", "token", "key", "credential", "signature")
 NATIVE_SCHEMES = frozenset({"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"})
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -87,16 +88,23 @@ def _locate_one(item: str, root: str | None) -> list[DataFile]:
 
 
 def without_secrets(text: str) -> str:
-    """``text`` without what may be secret in a URL: the password, and all that follows ``?``."""
+    """``text``, which may hold a URL, without what is secret in it: user and password, and the
+    values of options such as ``secret_key``. What is left still names the place, for those who
+    have access from elsewhere."""
     scheme, mark, rest = text.partition("://")
     if not mark:
         return text
-    host, slash, path = rest.partition("/")
-    user, at, host = host.rpartition("@")
-    if at:
-        user = f"{user.partition(':')[0]}:***" if ":" in user else user
-    plain, question, options = f"{user}{at}{host}{slash}{path}".partition("?")
-    return f"{scheme}://{plain}" + ("?***" if options else question)
+    place, question, options = rest.partition("?")
+    host, slash, path = place.partition("/")
+    user, _, name = host.rpartition("@")
+    if ":" in user:
+        host = name
+    shown = []
+    for option in options.split("&"):
+        key, equals, value = option.partition("=")
+        secret = any(word in key.lower() for word in _SECRET)
+        shown.append(f"{key}{equals}{'***' if secret and value else value}")
+    return f"{scheme}://{host}{slash}{path}{question}{'&'.join(shown)}"
 
 
 def _absolute(item: str, root: str | None) -> str:
