@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from recsys.build import Assembly, build
 from recsys.build_sequence import SequenceAssembly, build_sequence
 from recsys.config import AnyRunConfig, RunConfig, SequenceRunConfig
@@ -104,7 +106,31 @@ def fit_features(
     fit: Fit = fit,
 ) -> Features:
     """The features that ``fit`` finds in ``raw.train``, or those that an earlier run left in
-    ``cache``."""
+    ``cache``; says which of them have a single value."""
+    features = _fitted(config, raw, cache, reporter, fit)
+    dead = [name for name in config.features if _is_constant(features, name)]
+    if dead:
+        reporter.say(f"features {', '.join(dead)}: no more than one value in train")
+    return features
+
+
+def _is_constant(features: Features, name: str) -> bool:
+    state = features.states.get(name, {})
+    if "counts" in state:
+        return bool(np.count_nonzero(state["counts"]) <= 1)
+    if "bounds" in state:
+        low, high = state["bounds"]
+        return not high > low
+    return False
+
+
+def _fitted(
+    config: AnyRunConfig,
+    raw: Splits | SequenceFiles,
+    cache: Path,
+    reporter: Reporter,
+    fit: Fit,
+) -> Features:
     rule = {name: feature.model_dump(mode="json") for name, feature in config.features.items()}
     key = json.dumps([raw.train.fingerprint, rule, fit.__name__])
     folder = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}"

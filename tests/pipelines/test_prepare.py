@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import prepare as module
@@ -40,6 +42,40 @@ def test_a_damaged_cache_of_features_is_made_anew(tmp_path: Path) -> None:
         damage(file)
         assert prints() == first
         assert file.stat().st_size > 0
+
+
+def test_features_of_one_value_are_named(tmp_path: Path) -> None:
+    rows = {
+        "label": [0, 1, 0, 1],
+        "one": ["a"] * 4,
+        "two": ["a", "a", "b", "b"],
+        "maybe": ["a", "a", None, None],
+        "none": pa.nulls(4, pa.string()),
+        "flat": [1.5, 1.5, None, 1.5],
+        "price": [1.0, 2.0, 3.0, 4.0],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "x.parquet")
+    numeric = {"type": "numeric", "normalise": "standard"}
+    kinds = {"flat": numeric, "price": numeric}
+    names = ("one", "two", "maybe", "none", "flat", "price")
+    config = parse_config(
+        {
+            "name": "x",
+            "data": {"train": str(tmp_path / "x.parquet"), "label": "label"},
+            "features": {name: kinds.get(name, {"type": "categorical"}) for name in names},
+            "embedding": {"method": "full", "embedding_dim": 2},
+            "model": {"name": "lr"},
+        }
+    )
+    told: list[str] = []
+
+    class Telling(SilentReporter):
+        def say(self, line: str) -> None:
+            told.append(line)
+
+    for _ in range(2):  # fitted, and read back
+        module.prepare(config, root=".", cache=tmp_path / "cache", reporter=Telling())
+    assert told == ["features one, none, flat: no more than one value in train"] * 2
 
 
 def test_two_runs_may_fit_the_same_features_at_once(
