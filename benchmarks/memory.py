@@ -1,23 +1,20 @@
-"""Peak memory of a process and everything it started."""
+"""Peak memory: of this process, or of one and everything it started."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 import psutil
 
 
 class PeakMemory:
-    """Samples the memory of a process tree until the block ends; ``bytes`` is the highest sum.
+    """Calls ``look`` every few moments until the block ends; ``bytes`` is the highest answer."""
 
-    Counted is the proportional set size: a page shared by k processes counts 1/k in each, so that
-    workers that share pages (Ray's object store) are not counted twice.
-    """
-
-    def __init__(self, pid: int, *, every: float = 0.2) -> None:
+    def __init__(self, look: Callable[[], int], *, every: float = 0.2) -> None:
         self.bytes = 0
-        self._root = psutil.Process(pid)
+        self._look = look
         self._every = every
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -37,17 +34,30 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._done.wait(self._every):
-            self.bytes = max(self.bytes, self._sample())
+            self.bytes = max(self.bytes, self._look())
 
-    def _sample(self) -> int:
-        total = 0
+
+def tree_bytes(root: psutil.Process) -> int:
+    """Memory of a process tree now.
+
+    Counted is the proportional set size: a page shared by k processes counts 1/k in each, so that
+    workers that share pages (Ray's object store) are not counted twice.
+    """
+    total = 0
+    try:
+        processes = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for process in processes:
         try:
-            processes = [self._root, *self._root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return 0
-        for process in processes:
-            try:
-                total += process.memory_full_info().pss
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue  # it ended between the listing and the look
-        return total
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # it ended between the listing and the look
+    return total
+
+
+def anonymous_bytes() -> int:
+    """Bytes of this process that are backed by no file."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        line = next(line for line in status if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024

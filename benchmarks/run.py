@@ -22,13 +22,14 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 
-from benchmarks.memory import PeakMemory
+from benchmarks.memory import PeakMemory, tree_bytes
 from benchmarks.report import goals, render, summarise
 from recsys.data.synthetic import write_criteo_log
 
@@ -102,7 +103,8 @@ def run_stage(
         text=True,
     )
     try:
-        with PeakMemory(process.pid) if watch else nullcontext() as memory:
+        look = partial(tree_bytes, psutil.Process(process.pid))
+        with PeakMemory(look) if watch else nullcontext() as memory:
             out, error = process.communicate()
     finally:
         process.kill()  # nothing to a process that has ended; on Ctrl-C no stage stays behind

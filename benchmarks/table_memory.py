@@ -14,7 +14,8 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
+
+from benchmarks.memory import PeakMemory, anonymous_bytes
 
 FIELDS, DIM, BATCH = 8, 16, 4096
 
@@ -59,7 +60,7 @@ def _measure(name: str, ids: int, budget: float, steps: int) -> dict[str, int]:
     method, share = ("full", 1.0) if name == "full at 1" else (name, budget)
     # Small tables of every method load what it needs, however small a budget would make them.
     _train(method, ids // 1000, None, 3)
-    before = _anonymous()
+    before = anonymous_bytes()
     peak, training, stored = _train(method, ids, share, steps)
     return {"peak": peak - before, "training": training, "stored": stored}
 
@@ -90,45 +91,17 @@ def _train(method: str, ids: int, budget: float | None, steps: int) -> tuple[int
     layer = layers["embedding"]  # a budget may have lowered its width
     reader = torch.randn(FIELDS * layer.dim, 1, generator=torch.Generator().manual_seed(0))
     optimizers = build_optimizers(layer, train)
-    watch = Watch()
-    for _ in range(steps):
-        zipf = [np.exp(rng.random(BATCH) * np.log(size)).astype(np.int64) for size in sizes]
-        batch = torch.from_numpy(np.stack(zipf, 1).clip(0, np.array(sizes) - 1))  # (B, F)
-        optimizers.zero_grad()
-        rows = id_map(Batch(batch, empty, [], empty.long()))
-        (layer(rows).flatten(1) @ reader).square().mean().backward()
-        optimizers.step()
-    peak = watch.stop()
+    with PeakMemory(anonymous_bytes, every=0.001) as watch:  # what a step takes for a while counts
+        for _ in range(steps):
+            zipf = [np.exp(rng.random(BATCH) * np.log(size)).astype(np.int64) for size in sizes]
+            batch = torch.from_numpy(np.stack(zipf, 1).clip(0, np.array(sizes) - 1))  # (B, F)
+            optimizers.zero_grad()
+            rows = id_map(Batch(batch, empty, [], empty.long()))
+            (layer(rows).flatten(1) @ reader).square().mean().backward()
+            optimizers.step()
+    peak = max(watch.bytes, anonymous_bytes())
     training = layer.memory().training_bytes
     return peak, training, layer.finalise().memory().stored_bytes
-
-
-class Watch:
-    """Looks at the memory once a millisecond, from a thread of its own: what a step takes only
-    for a while counts too."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-
-    def _look(self) -> None:
-        while not self._over.wait(0.001):
-            self.peak = max(self.peak, _anonymous())
-
-    def stop(self) -> int:
-        """The largest number of bytes that was seen."""
-        self._over.set()
-        self._thread.join()
-        return max(self.peak, _anonymous())
-
-
-def _anonymous() -> int:
-    """Bytes of this process that are backed by no file."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        line = next(line for line in status if line.startswith("RssAnon:"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

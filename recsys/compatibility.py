@@ -11,7 +11,7 @@ from recsys.embeddings.quantised import IntegerTableConfig
 from recsys.features import FeatureConfig
 from recsys.features.sequence import Sequence as SequenceFeature
 from recsys.models import MODELS
-from recsys.settings import TrainConfig
+from recsys.settings import ExportConfig, TrainConfig
 from recsys.types import FieldKind, FieldSpec
 
 _KINDS: dict[str, FieldKind] = {
@@ -40,9 +40,9 @@ def check_parts(features: Mapping[str, FeatureConfig], model: Any, train: TrainC
                 )
 
 
-def check_tables(embedding: EmbeddingConfig, train: TrainConfig) -> None:
-    """Errors: `ValueError` for training that a table of integers, or one whose rows pass from id to
-    id, cannot take part in."""
+def check_tables(embedding: EmbeddingConfig, train: TrainConfig, export: ExportConfig) -> None:
+    """Errors: `ValueError` for training and export that a table of integers, or one whose rows pass
+    from id to id, cannot take part in."""
     l2 = train.embedding_l2
     method = f"embedding.method {embedding.method}"
     own = isinstance(embedding, (IntegerTableConfig, ManagedConfig))
@@ -55,6 +55,11 @@ def check_tables(embedding: EmbeddingConfig, train: TrainConfig) -> None:
         )
     if not isinstance(embedding, IntegerTableConfig):
         return
+    if export.quantise is not None:
+        raise ValueError(
+            f"export.quantise {export.quantise}: the rows of {method} are integers already; remove "
+            "the key"
+        )
     if train.embedding_gradient == "dense":
         raise ValueError(
             f"train.embedding_gradient dense: {method} moves touched rows only; remove the key"

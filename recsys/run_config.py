@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from recsys.compatibility import check_parts, check_tables
 from recsys.config_errors import did_you_mean
 from recsys.embeddings import EmbeddingConfig
-from recsys.embeddings.quantised import IntegerTableConfig
 from recsys.features import FeatureConfig
 from recsys.models import ModelConfig
 from recsys.selection import SelectionConfig
@@ -38,12 +37,7 @@ class Run(FrozenConfig):
 
     @model_validator(mode="after")
     def _tables_fit(self) -> Self:
-        check_tables(self.embedding, self.train)
-        if self.export.quantise is not None and isinstance(self.embedding, IntegerTableConfig):
-            raise ValueError(
-                f"export.quantise {self.export.quantise}: the rows of embedding.method "
-                f"{self.embedding.method} are integers already; remove the key"
-            )
+        check_tables(self.embedding, self.train, self.export)
         return self
 
     @property

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 
+from recsys.disk import disk_errors
 from recsys.features import Features
 from serving.bundle import FEATURES, FORMAT_VERSION, GRAPH, MANIFEST, WEIGHTS, file_digest
 from serving.encode import InputField
@@ -84,10 +84,8 @@ def write(
     assert not _OWN_KEYS & extra.keys(), f"the exporter writes {_OWN_KEYS & extra.keys()} itself"
     # By way of memory: torch ends the whole process where it cannot write to the disk.
     (folder / GRAPH).write_bytes(script(graph).save_to_buffer())
-    try:
+    with disk_errors(folder / WEIGHTS):
         save_model(graph, str(folder / WEIGHTS))
-    except SafetensorError as error:  # what the library makes of an OSError
-        raise OSError(f"cannot write {folder / WEIGHTS}: {error}") from error
     if features is not None:
         features.save(folder / FEATURES)
     files = {}

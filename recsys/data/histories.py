@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.data.history_items import Columns, Items
-from recsys.data.history_spec import Where, decoded
+from recsys.data.history_spec import Where, decoded, decoded_type
 from recsys.data.ordering import sort_keys
 from recsys.types import InputError
 from serving.encode import NULL_ID, ids_of, type_family
@@ -136,7 +136,7 @@ def write_histories(
             )
     kinds = next(iter(events.values())).values
     fields = [pa.field(f.name, f.type) for f in source.schema]
-    fields += [pa.field(name, _plain(kinds[name].type)) for name in own]
+    fields += [pa.field(name, decoded_type(kinds[name].type)) for name in own]
     fields += [pa.field(name, dtype) for name, dtype in added.items()]
     found = Lengths(events)
     with write_parquet(path, pa.schema(fields)) as writer:
@@ -182,7 +182,7 @@ class Lengths:
 def list_columns(events: Mapping[str, Events], columns: Columns) -> dict[str, pa.DataType]:
     """The columns of all histories. Errors: `InputError` if two have one name."""
     added = {
-        _column(name, key): pa.list_(_plain(values.type))
+        _column(name, key): pa.list_(decoded_type(values.type))
         for name, made in events.items()
         for key, values in _labelled(made, columns)
     }
@@ -228,10 +228,6 @@ def _joined(parts: list[pa.Array]) -> pa.Array:
     coded = pa.chunked_array([part.dictionary_encode() for part in parts]).unify_dictionaries()
     codes = pa.concat_arrays([chunk.indices for chunk in coded.chunks])
     return pa.DictionaryArray.from_arrays(codes, coded.chunk(0).dictionary)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _labelled(events: Events, columns: Columns) -> Iterator[tuple[str | None, pa.Array]]:

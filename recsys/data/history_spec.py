@@ -71,3 +71,8 @@ def parse_history(text: str) -> History:
 def decoded(array: pa.Array) -> pa.Array:
     """The plain array of a dictionary encoded one; others as they are."""
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def decoded_type(kind: pa.DataType) -> pa.DataType:
+    """The type of what `decoded` gives."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -22,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.data.history_spec import decoded_type
 from recsys.data.interactions_config import GlobalTime, InteractionsConfig
 from recsys.data.item_counts import ItemCounts
 from recsys.data.ordering import open_time_bounds
-from recsys.data.user_buckets import Bucket, plain_type, read_buckets, write_buckets
+from recsys.data.user_buckets import Bucket, read_buckets, write_buckets
 from recsys.types import InputError
 from serving.encode import ids_of
 from serving.parquet import Source, open_source, write_parquet
@@ -122,7 +123,9 @@ def _write(
     progress: Callable[[int], None] | None,
 ) -> None:
     source.batches([config.user, config.item, config.timestamp])  # refuses columns that are missing
-    user, item = plain_type(source, config.user), plain_type(source, config.item)
+    user, item = (
+        decoded_type(source.schema.field(name).type) for name in (config.user, config.item)
+    )
     for name, dtype in ((config.user, user), (config.item, item)):
         ids_of(pa.nulls(0, dtype), name)  # refuses floats and lists before anything is read
     schema = pa.schema([(USER, user), (column, pa.list_(item))])

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys.data.histories import BATCH_ROWS, Events, Lengths, list_columns, lists_of
 from recsys.data.history_items import Columns
-from recsys.data.history_spec import decoded
+from recsys.data.history_spec import decoded, decoded_type
 from serving.encode import ids_of
 from serving.parquet import Source, write_parquet
 
@@ -45,9 +45,12 @@ def write_latest(
 
 def _users(train: Source, name: str, progress: Callable[[int], None] | None) -> pa.Array:
     """Its distinct values, by first appearance, without null."""
-    users = decoded(pa.nulls(0, train.schema.field(name).type))
+    users = pa.nulls(0, decoded_type(train.schema.field(name).type))
+    waiting: list[pa.Array] = []
     for rows in train.batches([name]):
-        users = pc.unique(pa.concat_arrays([users, pc.unique(decoded(rows.column(name)))]))
+        waiting.append(pc.unique(decoded(rows.column(name))))
+        if sum(map(len, waiting)) > max(len(users), BATCH_ROWS):  # so that each is joined few times
+            users, waiting = pc.unique(pa.concat_arrays([users, *waiting])), []
         if progress is not None:
             progress(rows.num_rows)
-    return users.drop_null()
+    return pc.unique(pa.concat_arrays([users, *waiting])).drop_null()

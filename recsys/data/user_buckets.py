@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from recsys.data.history_spec import decoded
+from recsys.data.history_spec import decoded, decoded_type
 from recsys.data.interactions_config import InteractionsConfig
 from recsys.data.ordering import sort_keys
 from recsys.features.hashing import reduce_ids_np
@@ -56,8 +56,8 @@ def write_buckets(
     count = max(1, -(-source.num_rows // BUCKET_ROWS))
     schema = pa.schema(
         [
-            ("user", plain_type(source, config.user)),
-            ("item", plain_type(source, config.item)),
+            ("user", decoded_type(source.schema.field(config.user).type)),
+            ("item", decoded_type(source.schema.field(config.item).type)),
             ("id", pa.int64()),
             ("time", pa.int64()),
         ]
@@ -86,11 +86,6 @@ def read_buckets(path: Path, count: int) -> Iterator[Bucket]:
             table = pa.Table.from_batches([reader.get_batch(i) for i in places], reader.schema)
             if table.num_rows:
                 yield _ordered(table)
-
-
-def plain_type(source: Source, name: str) -> pa.DataType:
-    """The type of a column's values: of a dictionary those in it."""
-    return decoded(pa.nulls(0, source.schema.field(name).type)).type
 
 
 def _events(

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from recsys.disk import disk_errors
 from recsys.types import InputError
 
 _STATE = "state.json"
@@ -53,10 +54,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, step: int) -> Path:
         tensors = {
             key: value.detach().contiguous() for key, value in getattr(checkpoint, name).items()
         }
-        try:
+        with disk_errors(temp / name):
             save_file(_unshared(tensors), temp / f"{name}.safetensors")
-        except SafetensorError as error:  # what the library makes of an OSError
-            raise OSError(f"cannot write {temp / name}: {error}") from error
     (temp / _STATE).write_text(json.dumps(checkpoint.state))
     for file in temp.iterdir():
         with file.open("rb") as handle:

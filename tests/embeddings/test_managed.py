@@ -16,7 +16,7 @@ from recsys.compatibility import check_tables
 from recsys.embeddings.managed_ids import HOLD, KEPT, ManagedIds, SortedIds
 from recsys.embeddings.managed_store import ManagedRows
 from recsys.embeddings.post_training import quantised
-from recsys.settings import TrainConfig
+from recsys.settings import ExportConfig, TrainConfig
 from recsys.types import NULL_ID, Batch, FieldSpec, InputError
 
 # -- who owns a row --------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_what_cannot_work_is_refused() -> None:
         ({"embedding_l2": {"value": 1.0, "mode": "batch_aware"}}, "pass from id to id"),
     ):
         with pytest.raises(ValueError, match=said):
-            check_tables(config({"method": "managed"}), TrainConfig(**train))  # type: ignore[arg-type]
+            check_tables(config({"method": "managed"}), TrainConfig(**train), ExportConfig())  # type: ignore[arg-type]
 
 
 # -- served ----------------------------------------------------------------------------------------
