@@ -59,6 +59,10 @@ def histories(
     items: Annotated[
         str | None, typer.Option(help="Parquet with the attributes, one row per item.")
     ] = None,
+    of_event: Annotated[
+        list[str] | None,
+        typer.Option(help="Also a history of this column of the event, such as a rating."),
+    ] = None,
     history: Annotated[
         list[str] | None,
         typer.Option(help="NAME or 'NAME: COLUMN >= VALUE', which events it holds."),
@@ -82,6 +86,7 @@ def histories(
         time_column=time,
         attributes=attribute or (),
         items=items,
+        of_event=of_event or (),
         histories=history or ("history",),
         length=length,
         latest=latest,

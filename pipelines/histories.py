@@ -31,6 +31,7 @@ def run(
     item: str,
     time_column: str,
     attributes: Sequence[str] = (),
+    of_event: Sequence[str] = (),
     items: str | None = None,
     histories: Sequence[str] = ("history",),
     length: int = 50,
@@ -52,7 +53,7 @@ def run(
     names = [history.name for history in parsed]
     if len(set(names)) != len(names):
         raise InputError(f"--history: names must differ, got {', '.join(names)}")
-    columns = Columns(user, item, time_column, tuple(attributes))
+    columns = Columns(user, item, time_column, tuple(attributes), tuple(of_event))
     sources = {
         name: open_source(paths, root, allow_empty=name != "train")
         for name, paths in splits.items()

@@ -39,7 +39,7 @@ class Events:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         own = () if items is not None else columns.attributes
-        needed = [columns.user, columns.item, columns.time, *own]
+        needed = [columns.user, columns.item, columns.time, *own, *columns.of_event]
         users, times, parts = [], [], []
         for rows in train.batches(needed if where is None else [*needed, where.column]):
             if progress is not None:
@@ -51,15 +51,16 @@ class Events:
             rows = rows.filter(keep)
             users.append(ids_of(rows.column(columns.user), columns.user))
             times.append(sort_keys(rows.column(columns.time), columns.time))
-            parts.append(_with_attributes(rows, columns, items))
-        names = [columns.item, *columns.attributes]
+            of_event = {name: decoded(rows.column(name)) for name in columns.of_event}
+            parts.append(_with_attributes(rows, columns, items) | of_event)
         self._users, codes = np.unique(np.concatenate(users), return_inverse=True)
         self._times, ranks = np.unique(np.concatenate(times), return_inverse=True)
         key = self._key(codes, ranks)
         order = np.argsort(key, kind="stable")
         self._keys = key[order]
         self.values = {
-            name: _joined([part[name] for part in parts]).take(pa.array(order)) for name in names
+            name: _joined([part[name] for part in parts]).take(pa.array(order))
+            for name in columns.copied
         }
 
     def before(self, users: np.ndarray, times: np.ndarray | None, length: int) -> tuple[Any, Any]:
@@ -186,7 +187,7 @@ def list_columns(events: Mapping[str, Events], columns: Columns) -> dict[str, pa
         for name, made in events.items()
         for key, values in _labelled(made, columns)
     }
-    if len(added) < len(events) * (1 + len(columns.attributes)):
+    if len(added) < len(events) * len(columns.copied):
         raise InputError(
             "two histories would write one column, such as that of history 'a' and attribute 'b' "
             "and that of history 'a_b'; give histories other names"

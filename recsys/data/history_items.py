@@ -15,13 +15,22 @@ from serving.parquet import Source
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a log. ``attributes``: of an item, copied into histories beside it,
-    from the log itself or from a table of items."""
+    """Names of the columns of a log.
+
+    Copied into histories beside the item: ``attributes`` of it, from the log or from a table of
+    items, and ``of_event``, what an event alone has, such as a rating, from the log.
+    """
 
     user: str
     item: str
     time: str
     attributes: tuple[str, ...] = ()
+    of_event: tuple[str, ...] = ()
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Item, attributes and what an event has."""
+        return (self.item, *self.attributes, *self.of_event)
 
 
 class Items:

@@ -61,6 +61,7 @@ class History(nn.Module):
         self.names: List[str] = list(pairs.sequence)
         self.candidates: List[int] = [names.index(name) for name in pairs.candidate]
         self.sequences: List[int] = [names.index(name) for name in pairs.sequence]
+        self.of_events: int = dim * (len(pairs.sequence) - len(pairs.candidate))
         self.pool: nn.Module = MeanPool()
         if config.pooling == "attention":
             self.pool = TargetAttention(
@@ -76,7 +77,8 @@ class History(nn.Module):
         history = torch.cat([_to_length(column, longest) for column in columns], dim=2)
         mask = torch.arange(longest, device=x.device) < lengths.unsqueeze(1)  # (B, L)
         history = history * mask.unsqueeze(2)  # (B, L, K * D)
-        candidate = torch.cat([x[:, f] for f in self.candidates], dim=1)  # (B, K * D)
+        candidate = torch.cat([x[:, f] for f in self.candidates], dim=1)
+        candidate = F.pad(candidate, [0, self.of_events])  # (B, K * D), zeros for what events have
         return self.pool(candidate, history, mask)  # (B, K * D)
 
 

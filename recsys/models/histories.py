@@ -13,18 +13,20 @@ Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class HistoryConfig(FrozenConfig):
-    """One history: aligned sequence features, each beside the candidate feature whose table it
-    shares, for example ``{candidate: [item, genre], sequence: [hist_item, hist_genre]}``."""
+    """One history: aligned sequence features, the first of them each beside the candidate feature
+    whose table it shares, for example ``{candidate: [item, genre], sequence: [hist_item,
+    hist_genre, hist_rating]}``. What follows says something of a past event that a candidate does
+    not have yet: how it was rated, what was done with it, how long ago."""
 
     candidate: Names
     sequence: Names
 
     @model_validator(mode="after")
     def _pairs(self) -> HistoryConfig:
-        if len(self.candidate) != len(self.sequence):
+        if len(self.candidate) > len(self.sequence):
             raise ValueError(
                 f"candidate names {len(self.candidate)} feature(s) and sequence "
-                f"{len(self.sequence)}; name one candidate per sequence"
+                f"{len(self.sequence)}; name a sequence for each candidate"
             )
         return self
 
@@ -49,14 +51,15 @@ def histories(
             and known[field.shares].kind == "categorical"
         ]
     for pair in given:
-        for candidate, name in zip(pair.candidate, pair.sequence, strict=True):
-            for which, kind in ((candidate, "categorical"), (name, "sequence")):
-                if which not in known or known[which].kind != kind:
-                    names = ", ".join(field.name for field in fields if field.kind == kind)
-                    raise InputError(
-                        f"model.histories: {which!r} is no {kind} feature; name one of them "
-                        f"({names or 'there is none'}) or add it to features"
-                    )
+        wanted = [(name, "categorical") for name in pair.candidate]
+        for which, kind in [*wanted, *((name, "sequence") for name in pair.sequence)]:
+            if which not in known or known[which].kind != kind:
+                names = ", ".join(field.name for field in fields if field.kind == kind)
+                raise InputError(
+                    f"model.histories: {which!r} is no {kind} feature; name one of them "
+                    f"({names or 'there is none'}) or add it to features"
+                )
+        for candidate, name in zip(pair.candidate, pair.sequence, strict=False):
             if known[name].shares != candidate:
                 raise InputError(
                     f"model.histories: {name!r} must use the table of its candidate; set "

@@ -122,6 +122,21 @@ def test_attributes_from_a_table_of_items(tmp_path: Path) -> None:
     assert out.schema.field("history_genre").type == pa.list_(pa.string())
 
 
+def test_what_only_events_have_comes_from_train(tmp_path: Path) -> None:
+    """Beside attributes of a table of items, and where other splits do not have the column."""
+    train = {"user": ["a"] * 3, "item": [3, 1, 3], "time": [1, 2, 3], "rating": [5.0, None, 2.0]}
+    asked = {"user": ["a", "b"], "item": [1, 1], "time": [3, 9]}
+    pq.write_table(
+        pa.table({"item": [1, 3], "genre": ["one", "three"]}), tmp_path / "items.parquet"
+    )
+    keys = {"attributes": ("genre",), "items": "items.parquet", "of_event": ("rating",)}
+    out = made(tmp_path, {"train": train, "test": asked}, **keys)
+    assert out["train"]["history_rating"].to_pylist() == [[], [5.0], [5.0, None]]
+    assert out["test"]["history_rating"].to_pylist() == [[5.0, None], []]
+    assert out["test"]["history_genre"].to_pylist() == [["three", "one"], []]
+    assert "rating" not in out["test"].schema.names
+
+
 def test_text_from_files_with_other_values(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     for number, items in enumerate((["x", "y", "x"], ["z", None, "y"])):

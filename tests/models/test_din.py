@@ -32,6 +32,10 @@ FIELDS = (
 PAIR = {"candidate": ["item", "genre"], "sequence": ["seen", "seen_genre"]}
 
 
+RATED = FieldSpec("rated", "sequence", num_ids=3, pooling="mean", max_length=4)
+"""How the items of ``seen`` were rated: a column without a candidate."""
+
+
 def model(seed: int = 0, kind: Any = DIN, fields: Any = FIELDS, **keys: Any) -> Any:
     if kind is DIN:
         units = {} if keys.get("pooling") == "mean" else {"attention_units": [6]}
@@ -75,6 +79,29 @@ def test_logits_are_the_formula() -> None:
         parts = [table[rows.ids[b, 0]], v, tags, u]
         expected = din.mlp(torch.cat(parts).unsqueeze(0)).squeeze()
         torch.testing.assert_close(din(rows)[b], expected)
+
+
+def test_what_only_events_have_faces_zeros() -> None:
+    pair = {**PAIR, "sequence": [*PAIR["sequence"], "rated"]}
+    din = model(fields=(*FIELDS, RATED), histories=[pair], attention_activation="sigmoid").eval()
+    rows = batch()
+    rated = (rows.lists[1] + 1) % 3 + 24
+    rows = Batch(
+        rows.ids,
+        rows.floats,
+        [*rows.lists, rated],
+        torch.cat([rows.lengths, rows.lengths[:, 1:2]], 1),
+    )
+    table, b, unit = din.embedding.tables[0].weight.detach(), 4, din.histories[0].pool
+    v = torch.cat([table[rows.ids[b, 1]], table[rows.ids[b, 2]], torch.zeros(DIM)])
+    u = torch.zeros(3 * DIM)
+    for t in range(4):
+        h = torch.cat([table[column[b, t, 0]] for column in rows.lists[1:]])
+        x = torch.sigmoid(unit.first.weight @ torch.cat([v, h, v - h, v * h]) + unit.first.bias)
+        last = unit.rest[1].layers[0]
+        u = u + (last.weight @ x + last.bias) * h
+    parts = [table[rows.ids[b, 0]], v[: 2 * DIM], table[rows.lists[0][b, 0, 0]], u]
+    torch.testing.assert_close(din(rows)[b], din.mlp(torch.cat(parts).unsqueeze(0)).squeeze())
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -140,6 +167,7 @@ def test_an_unused_sequence_stays_a_pooled_field() -> None:
         ({"candidate": ["items"], "sequence": ["seen"]}, "'items' is no categorical feature"),
         ({"candidate": ["item"], "sequence": ["tags"]}, "'tags' is no sequence feature"),
         ({"candidate": ["genre"], "sequence": ["seen"]}, "set features.seen.shares to genre"),
+        ({"candidate": ["item"], "sequence": ["seen", "user"]}, "'user' is no sequence feature"),
     ],
 )
 def test_wrong_histories_are_refused(pair: dict[str, Any], message: str) -> None:
@@ -171,8 +199,8 @@ def test_a_config_without_a_history_is_refused() -> None:
     with pytest.raises(InputError, match="needs a history"):
         config({"name": "din"}, seen=own)
     config({"name": "din"}, seen={**own, "shares": "item"})
-    with pytest.raises(InputError, match="name one candidate per sequence"):
-        config({"name": "din", "histories": [{"candidate": ["item"], "sequence": ["a", "b"]}]})
+    with pytest.raises(InputError, match="name a sequence for each candidate"):
+        config({"name": "din", "histories": [{"candidate": ["item", "b"], "sequence": ["a"]}]})
 
 
 def ragged() -> Batch:
@@ -274,3 +302,43 @@ def test_planted_same_category_task() -> None:
     with torch.no_grad():
         data, label = rows(4096)
         assert ((din(data) > 0).float() == label).float().mean() > 0.9
+
+
+def test_planted_ratings_of_the_own_kind() -> None:
+    """The history holds one item of every kind; a click wants that the candidate's kind was rated
+    high. A mean of the history cannot show which item had which rating."""
+    kinds, length = 5, 5
+    fields = (
+        FieldSpec("kind", "categorical", num_ids=kinds),
+        FieldSpec("seen", "sequence", kinds, shares="kind", pooling="mean", max_length=length),
+        FieldSpec("rated", "sequence", 2, pooling="mean", max_length=length),
+    )
+    rng = np.random.default_rng(0)
+
+    def rows(count: int) -> tuple[Batch, Tensor]:
+        candidate = rng.integers(0, kinds, (count, 1))
+        seen = rng.permuted(np.tile(np.arange(kinds), (count, 1)), axis=1)
+        rated = rng.integers(0, 2, (count, length))
+        label = (rated * (seen == candidate)).sum(1)
+        lists = [torch.from_numpy(seen).unsqueeze(2), torch.from_numpy(rated + kinds).unsqueeze(2)]
+        full = torch.full((count, 2), length)
+        data = Batch(torch.from_numpy(candidate), torch.zeros(count, 0), lists, full)
+        return data, torch.from_numpy(label).float()
+
+    right = {}
+    for pooling in ("attention", "mean"):
+        pair = {"candidate": ["kind"], "sequence": ["seen", "rated"]}
+        units = {"attention_units": [16]} if pooling == "attention" else {}
+        din = model(fields=fields, histories=[pair], pooling=pooling, **units).train()
+        adam = torch.optim.Adam(din.parameters(), lr=0.01)
+        for _ in range(300):
+            data, label = rows(256)
+            adam.zero_grad()
+            F.binary_cross_entropy_with_logits(din(data), label).backward()
+            adam.step()
+        din.eval()
+        with torch.no_grad():
+            data, label = rows(4096)
+            right[pooling] = float(((din(data) > 0).float() == label).float().mean())
+    assert right["attention"] > 0.95, right
+    assert right["mean"] < 0.75, right
