@@ -130,6 +130,8 @@ def _log_predictions(tracker: Tracker, predictions: Predictions, split: str, tit
         "label": predictions.labels,
         "score": predictions.scores,
     }
+    if predictions.grouped:
+        columns["group"] = predictions.groups
     table = pa.table(columns)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{split}.parquet"

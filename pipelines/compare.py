@@ -17,6 +17,7 @@ from rich.table import Table
 
 from recsys.training import plots
 from recsys.training.curves import curve
+from recsys.training.group_significance import gauc_difference
 from recsys.training.metrics import evaluate
 from recsys.training.significance import auc_difference, auc_interval
 from recsys.training.tracking.runs import RunReader, RunRecord
@@ -26,14 +27,17 @@ from serving.paths import without_secrets
 Result = dict[str, Any]
 
 _COLUMNS = ("row", "label", "score")
+_DRAWS = 2_000  # of users, for the interval of a GAUC difference
 
 
 class Scored(NamedTuple):
-    """What a run predicted: arrays (N,) sorted by the position of the row in its split."""
+    """What a run predicted: arrays (N,) sorted by the position of the row in its split. ``group``:
+    ids of the column ``data.group``, None without one."""
 
     row: np.ndarray
     label: np.ndarray
     score: np.ndarray
+    group: np.ndarray | None
 
 
 def run(
@@ -47,11 +51,13 @@ def run(
     """Compares ``runs`` (ids or names, the first is the reference; default: all with predictions).
 
     Returns ``{split, runs: [{run_id, name, model, embedding, auc, auc_low, auc_high, difference,
-    difference_low, difference_high, p_value, logloss, ne, stored_bytes, rows_per_second}],
-    notes, plots}``, ``None`` where unknown. AUC, logloss and NE are over the run's saved
+    difference_low, difference_high, p_value, gauc, gauc_difference, gauc_difference_low,
+    gauc_difference_high, gauc_p_value, logloss, ne, stored_bytes, rows_per_second}], notes,
+    plots}``, ``None`` where unknown. AUC, GAUC, logloss and NE are over the run's saved
     predictions, every row counting once; differences are against the first run and only between
-    runs on the very same rows: same digest of the data, same positions, same labels. ``out``: a
-    folder for overlay plots. Nothing is logged. Raises `InputError` if there is nothing to compare.
+    runs on the very same rows: same digest of the data, same positions, same labels, and for GAUC
+    the same groups. ``out``: a folder for overlay plots. Nothing is logged. Raises `InputError` if
+    there is nothing to compare.
     """
     reader = RunReader(uri)
     found = reader.find(runs, experiment=experiment)
@@ -86,11 +92,20 @@ def run(
 def render(result: Result) -> Group:
     """The comparison as a table for the terminal, notes below it."""
     table = Table(title=f"{result['split']} split, differences to the first run", title_style="")
+    grouped = any(row["gauc"] is not None for row in result["runs"])
     for name in ("run", "model", "table"):
         table.add_column(name)
-    for name in ("AUC [95% CI]", "difference [95% CI]", "p", "logloss", "NE", "bytes", "rows/s"):
+    ranked = ("GAUC", "difference [95% CI]", "p") if grouped else ()
+    metrics = ("AUC [95% CI]", "difference [95% CI]", "p", *ranked, "logloss", "NE")
+    for name in (*metrics, "bytes", "rows/s"):
         table.add_column(name, justify="right")
     for row in result["runs"]:
+        low, high = row["gauc_difference_low"], row["gauc_difference_high"]
+        of_groups = (
+            _number(row["gauc"], ".5f"),
+            _interval(row["gauc_difference"], low, high, "+.5f"),
+            _number(row["gauc_p_value"], ".2g"),
+        )
         table.add_row(
             f"{row['name']} ({row['run_id'][:8]})",
             row["model"] or "-",
@@ -98,6 +113,7 @@ def render(result: Result) -> Group:
             _interval(row["auc"], row["auc_low"], row["auc_high"], ".5f"),
             _interval(row["difference"], row["difference_low"], row["difference_high"], "+.5f"),
             _number(row["p_value"], ".2g"),
+            *(of_groups if grouped else ()),
             _number(row["logloss"], ".5f"),
             _number(row["ne"], ".4f"),
             _number(row["stored_bytes"], ",.0f"),
@@ -112,13 +128,13 @@ def _row(
     own, reference = scored[record.run_id], scored[first.run_id]
     values: dict[str, float] = {
         name: record.metrics.get(f"final/{split}/{name}", math.nan)
-        for name in ("auc", "logloss", "ne")
+        for name in ("auc", "gauc", "logloss", "ne")
     }
     notes = []
     if own is None:
         notes.append(f"{_who(record)} saved no predictions on {split}: no interval, no difference")
     else:
-        values |= evaluate(own.label, own.score)
+        values |= evaluate(own.label, own.score, groups=own.group)
         if "weight" in record.tags:
             column = record.tags["weight"]
             notes.append(f"{_who(record)} weighs rows by {column!r}; here every row counts once")
@@ -134,11 +150,13 @@ def _row(
                 found = auc_difference(own.label, reference.score, own.score)
                 values["difference"], values["p_value"] = found.value, found.p_value
                 values["difference_low"], values["difference_high"] = found.low, found.high
+                values |= _of_groups(own, reference)
     values["stored_bytes"] = record.metrics.get("memory/stored_bytes", math.nan)
     values["rows_per_second"] = record.metrics.get("train/rows_per_second", math.nan)
     names = (
         *("auc", "auc_low", "auc_high", "difference", "difference_low", "difference_high"),
-        *("p_value", "logloss", "ne", "stored_bytes", "rows_per_second"),
+        *("p_value", "gauc", "gauc_difference", "gauc_difference_low", "gauc_difference_high"),
+        *("gauc_p_value", "logloss", "ne", "stored_bytes", "rows_per_second"),
     )
     row = {
         "run_id": record.run_id,
@@ -148,6 +166,18 @@ def _row(
         **{name: _finite(values.get(name, math.nan)) for name in names},
     }
     return row, notes
+
+
+def _of_groups(own: Scored, reference: Scored) -> dict[str, float]:
+    """The GAUC difference of two runs on the same rows; empty unless they have the same groups."""
+    if own.group is None or reference.group is None:
+        return {}
+    if not (own.group == reference.group).all():
+        return {}
+    scores = [reference.score], [own.score]
+    found = gauc_difference(own.label, *scores, own.group, samples=_DRAWS)
+    names = ("difference", "difference_low", "difference_high", "p_value")
+    return {f"gauc_{name}": value for name, value in zip(names, found, strict=True)}
 
 
 def _different(
@@ -174,16 +204,17 @@ def _predictions(reader: RunReader, record: RunRecord, split: str, folder: Path)
     if file is None:
         return None
     try:
-        table = pq.read_table(file, columns=list(_COLUMNS))
+        table = pq.read_table(file)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(
             f"{path} of {_who(record)} is unreadable: {str(error).splitlines()[0]}"
         ) from error
-    if table.column_names != list(_COLUMNS):
+    if not set(_COLUMNS) <= set(table.column_names):
         raise InputError(f"{path} of {_who(record)} lacks one of the columns {', '.join(_COLUMNS)}")
     row, label, score = (table[name].to_numpy() for name in _COLUMNS)
     order = np.argsort(row, kind="stable")
-    return Scored(row[order], label[order], score[order])
+    group = table["group"].to_numpy()[order] if "group" in table.column_names else None
+    return Scored(row[order], label[order], score[order], group)
 
 
 def _plots(

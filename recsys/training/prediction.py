@@ -55,9 +55,14 @@ class Predictions:
     weights: np.ndarray
     groups: np.ndarray
 
+    @property
+    def grouped(self) -> bool:
+        """Whether the log has groups."""
+        return bool(self.groups.any())
+
     def metrics(self) -> Metrics:
         """All metrics; GAUC only if the log has groups."""
-        groups = self.groups if self.groups.any() else None
+        groups = self.groups if self.grouped else None
         return evaluate(self.labels, self.scores, groups=groups, weights=self.weights)
 
 

@@ -22,6 +22,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import compare, ui
+from recsys.training.group_significance import gauc_difference
 from recsys.training.metrics import evaluate
 from recsys.training.significance import auc_difference, auc_interval
 from recsys.training.tracking import MlflowTracker
@@ -30,6 +31,7 @@ from recsys.types import InputError
 ROWS = 2000
 RNG = np.random.default_rng(5)
 LABELS = (RNG.random(ROWS) < 0.3).astype(np.float32)
+USERS = RNG.integers(1, 60, ROWS)
 GOOD = (1 / (1 + np.exp(1 - 2 * LABELS - RNG.normal(size=ROWS)))).astype(np.float32)
 POOR = np.clip(GOOD + 0.4 * RNG.normal(size=ROWS), 0.001, 0.999).astype(np.float32)
 
@@ -56,6 +58,9 @@ def uri(folder: Path) -> str:
         ("flipped", "else", flipped, GOOD, "a" * 36),
         ("bare", "else", None, None, "a" * 36),
         ("weighted", "heavy", LABELS, GOOD, "a" * 36),
+        ("user-poor", "users", LABELS, POOR, "a" * 36),
+        ("user-good", "users", LABELS, GOOD, "a" * 36),
+        ("user-other", "users", LABELS, GOOD, "a" * 36),
     ):
         tracker = MlflowTracker(uri=address, experiment=experiment, system_metrics=False)
         tags = {"model": "lr", "embedding": "full"}
@@ -69,7 +74,10 @@ def uri(folder: Path) -> str:
             shuffled = labels is not LABELS and labels is not flipped
             rows = order if shuffled else np.arange(ROWS)
             file = folder / "test.parquet"
-            pq.write_table(pa.table({"row": rows, "label": labels, "score": scores}), file)
+            predicted = {"row": rows, "label": labels, "score": scores}
+            if experiment == "users":
+                predicted["group"] = USERS // 2 if name == "user-other" else USERS
+            pq.write_table(pa.table(predicted), file)
             tracker.log_artifact(file, "predictions")
             file.unlink()
         tracker.finish()
@@ -96,6 +104,25 @@ def test_difference_is_paired_by_row_whatever_the_order(uri: str) -> None:
     assert poor["difference"] is None
     assert result["notes"] == []
     json.dumps(result)
+
+
+def test_gauc_and_its_difference_where_runs_have_the_same_groups(uri: str) -> None:
+    result = compare.run(experiment="users", uri=uri)
+    poor, good, other = result["runs"]
+    found = gauc_difference(LABELS, [POOR], [GOOD], USERS, samples=2_000)
+    assert poor["gauc"] == evaluate(LABELS, POOR, groups=USERS)["gauc"]
+    assert poor["gauc_difference"] is None
+    assert good["gauc_difference"] == found.value > 0
+    assert (good["gauc_difference_low"], good["gauc_difference_high"]) == (found.low, found.high)
+    assert good["gauc_p_value"] == found.p_value
+    assert other["gauc"] == evaluate(LABELS, GOOD, groups=USERS // 2)["gauc"]
+    assert other["gauc_difference"] is None
+    assert other["difference"] == good["difference"]
+    console = Console(width=200, record=True)
+    console.print(compare.render(result))
+    assert f"{found.value:+.5f} [{found.low:+.5f}, {found.high:+.5f}]" in console.export_text()
+    ungrouped = compare.render(compare.run(["poor"], uri=uri)).renderables[0]
+    assert "GAUC" not in [column.header for column in ungrouped.columns]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +155,7 @@ def test_all_runs_of_an_experiment_oldest_first(uri: str) -> None:
     names = [row["name"] for row in compare.run(uri=uri, experiment="shop")["runs"]]
     assert names == ["good", "poor", "good", "other"]
     assert [row["name"] for row in compare.run(uri=uri, experiment="else")["runs"]] == ["flipped"]
-    assert len(compare.run(uri=uri)["runs"]) == 6
+    assert len(compare.run(uri=uri)["runs"]) == 9
 
 
 def test_ids_and_names(uri: str) -> None:
@@ -141,7 +168,10 @@ def test_ids_and_names(uri: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"runs": ["nobody"]}, "no run 'nobody' in .* it holds bare, flipped, good, other, poor"),
+        (
+            {"runs": ["nobody"]},
+            "no run 'nobody' in .* it holds bare, flipped, good, other, poor, user-good",
+        ),
         ({"experiment": "nothing"}, "no experiment 'nothing'"),
         ({"split": "valid"}, "predictions on 'valid'"),
     ],
