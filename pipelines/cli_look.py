@@ -105,6 +105,35 @@ def importance(
 
 
 @app.command()
+def outrank(
+    config: ConfigFile,
+    rows: Annotated[int, typer.Option(min=1, help="Rows, evenly spread over train.")] = 200_000,
+    crosses: Annotated[
+        int, typer.Option(min=0, help="Pairs of features to score as one, in each batch.")
+    ] = 0,
+    batch_rows: Annotated[int, typer.Option(min=2, help="Rows of a batch.")] = 16_384,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random columns.")] = 0,
+    overrides: Overrides = None,
+    data_root: DataRoot = ".",
+    as_json: AsJson = False,
+) -> None:
+    """Features by what they say about the label, before training; noise is named (OutRank)."""
+    from pipelines import outrank as pipeline
+    from recsys.config import load_config
+
+    result = pipeline.run(
+        load_config(config, overrides or ()),
+        rows=rows,
+        batch_rows=batch_rows,
+        crosses=crosses,
+        seed=seed,
+        root=data_root,
+        reporter=reporter(),
+    )
+    show(result, as_json, pipeline.render)
+
+
+@app.command()
 def ui(
     uri: TrackingUri = DEFAULT_URI,
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,

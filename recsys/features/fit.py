@@ -34,11 +34,7 @@ def fit(
     column that is missing or whose type the feature cannot use, and for features that cannot share
     a table.
     """
-    families = {
-        name: _family(name, config, source.schema, source.files[0])
-        for name, config in configs.items()
-    }
-    _check_sharing(configs, families)
+    families = type_families(configs, source)
     collectors = {
         name: config.collector(name, families[name])
         for name, config in configs.items()
@@ -56,6 +52,16 @@ def fit(
         reader.finish()
     states = {name: {} if c is None else c.state() for name, c in collectors.items()}
     return Features(configs=dict(configs), inputs=raw_inputs(configs, families), states=states)
+
+
+def type_families(configs: Mapping[str, FeatureConfig], source: Source) -> dict[str, str]:
+    """Feature name -> type family of its column. Errors: as `fit`."""
+    families = {
+        name: _family(name, config, source.schema, source.files[0])
+        for name, config in configs.items()
+    }
+    _check_sharing(configs, families)
+    return families
 
 
 def _readers(

@@ -155,19 +155,20 @@ def _group(spec: FieldSpec) -> int:
     return 1 if spec.kind == "numeric" else 0
 
 
+def field_of(name: str, config: FeatureConfig, family: str) -> InputField:
+    """The raw input that a feature reads, whose column has this type family."""
+    kind: InputKind = config.input_kind(family)
+    dtype: Any = family
+    return InputField(name, config.source_column(name), kind, dtype, config.keep_last)
+
+
 def raw_inputs(
     configs: Mapping[str, FeatureConfig], families: Mapping[str, str]
 ) -> tuple[InputField, ...]:
     """The raw inputs of features whose columns have these type families: ids, floats, lists."""
     found: dict[tuple[str, ...], InputField] = {}
     for name, config in configs.items():
-        kind: InputKind = config.input_kind(families[name])
-        column = config.source_column(name)
-        key = (kind, column, name if kind == "ids" else "")
-        dtype: Any = families[name]
-        item = InputField(
-            name=name, column=column, kind=kind, dtype=dtype, max_length=config.keep_last
-        )
-        found.setdefault(key, item)
+        item = field_of(name, config, families[name])
+        found.setdefault((item.kind, item.column, name if item.kind == "ids" else ""), item)
     order = ("id", "float", "ids")
     return tuple(sorted(found.values(), key=lambda item: order.index(item.kind)))

@@ -1,0 +1,201 @@
+"""Features by what they say about the label, before any training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Group
+from rich.table import Table
+
+from pipelines.sample import spread_rows
+from recsys.config import AnyRunConfig, RunConfig, SequenceRunConfig
+from recsys.data import splits
+from recsys.data.targets import labels
+from recsys.features.fit import type_families
+from recsys.features.outrank import Column, OutRank
+from recsys.features.relevance import Array, binned, codes_of
+from recsys.features.state import field_of
+from recsys.training.progress import Reporter, SilentReporter
+from recsys.types import InputError
+from serving.encode import NULL_ID, Batch, InputField, encode
+from serving.parquet import Source
+
+Result = dict[str, Any]
+
+SHOWN = 20
+"""Crosses in the table of the terminal."""
+
+
+def run(
+    config: AnyRunConfig,
+    *,
+    rows: int = 200_000,
+    batch_rows: int = 16_384,
+    crosses: int = 0,
+    seed: int = 0,
+    root: str = ".",
+    reporter: Reporter | None = None,
+) -> Result:
+    """Ranks the features of ``config`` on ``rows`` rows evenly spread over its train split.
+
+    See `recsys.features.outrank`. ``crosses``: pairs of features scored in each batch of
+    ``batch_rows`` (the last one is as small as half of that, or the only one). Returns ``{rows,
+    batches, label_entropy, floor, features: [{feature, score, low, high, share, values, coverage,
+    noise}], crosses: [{features, score, gain, redundancy}], order, seconds}``: scores in nats, the
+    best first; ``share`` of the label's entropy; ``values``: distinct ones among the rows;
+    ``noise``: not above ``floor``, the best of the columns of random numbers. ``order``: 3MR.
+    Errors: `InputError` for what is no label or no column, and for rows of one label.
+    """
+    started = time.perf_counter()
+    if isinstance(config, SequenceRunConfig):
+        raise InputError("recsys outrank: item sequences have no label; give a config of clicks")
+    source = splits(config.data, root).train
+    families = type_families(config.features, source)
+    fields = [field_of(name, feature, families[name]) for name, feature in config.features.items()]
+    found = OutRank([field.name for field in fields], pairs=crosses, seed=seed)
+    seen: dict[str, Array] = {}
+    taken = batches = 0
+    count = min(rows, source.num_rows)
+    plain = sum(field.kind != "ids" for field in fields)
+    pairs = min(crosses, len([*combinations(range(plain), 2)]))
+    with (reporter or SilentReporter()).bar("rank", -(-count // batch_rows) * (1 + pairs)) as bar:
+        for table, target in _batches(source, config, fields, rows, batch_rows):
+            raw = encode(table, fields)
+            columns = _columns(config, fields, raw, seen)
+            found.add(columns, target, lambda: bar.advance(1))
+            taken, batches = taken + len(target), batches + 1
+            bar.advance(1)
+    if found.label_entropy == 0:
+        raise InputError(
+            f"{source.files[0]}: all {taken:,} rows that were read have one label, which says "
+            "nothing of any feature; give rows of both"
+        )
+    coverage, floor = found.coverage(), found.floor
+    return {
+        "rows": taken,
+        "batches": batches,
+        "label_entropy": found.label_entropy,
+        "floor": floor,
+        "features": [
+            {
+                "feature": name,
+                "score": score.value,
+                "low": score.low,
+                "high": score.high,
+                "share": score.value / found.label_entropy,
+                "values": len(seen[name]),
+                "coverage": coverage[name],
+                "noise": score.value <= floor,
+            }
+            for name, score in found.scores().items()
+        ],
+        "crosses": [
+            {
+                "features": list(cross.pair),
+                "score": cross.score.value,
+                "gain": cross.gain,
+                "redundancy": cross.redundancy,
+            }
+            for cross in found.crosses()
+        ],
+        "order": found.three_mr(),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def render(result: Result) -> Group:
+    """Features and the crosses that gain most."""
+    table = Table(title=f"{result['rows']:,} rows in {result['batches']} batches", title_style="")
+    table.add_column("feature")
+    for name in ("score", "quartiles", "of the label", "values", "known"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in result["features"]:
+        table.add_row(
+            row["feature"],
+            f"{row['score']:.5f}",
+            f"{row['low']:.5f} to {row['high']:.5f}",
+            f"{row['share']:.2%}",
+            f"{row['values']:,}",
+            f"{row['coverage']:.1%}",
+            "no more than noise" if row["noise"] else "",
+        )
+    parts: list[Any] = [
+        table,
+        "score: mutual information with the label in nats, less what chance gives a column of as "
+        f"many values; the best column of random numbers has {result['floor']:.5f}",
+    ]
+    if result["crosses"]:
+        gaining = [row for row in result["crosses"] if row["gain"] > result["floor"]][:SHOWN]
+        pairs = Table(title="pairs that say more than both of their features", title_style="")
+        pairs.add_column("pair")
+        for name in ("score", "more than both", "about each other"):
+            pairs.add_column(name, justify="right")
+        for row in gaining:
+            numbers = (f"{row[name]:.5f}" for name in ("score", "gain", "redundancy"))
+            pairs.add_row(" x ".join(row["features"]), *numbers)
+        parts.append(pairs if gaining else "no pair says more than both of its features")
+        parts.append(f"in the order of 3MR: {', '.join(result['order'])}")
+    return Group(*parts)
+
+
+def _batches(
+    source: Source, config: RunConfig, fields: list[InputField], count: int, size: int
+) -> Iterator[tuple[pa.Table, Array]]:
+    """Spread rows and their labels (int64), ``size`` at a time."""
+    columns = list(dict.fromkeys([*(field.column for field in fields), config.data.label]))
+    parts: list[pa.RecordBatch] = []
+    target: list[Array] = []
+    held, done = 0, False
+    for first, rows, picks in spread_rows(source, columns, count):
+        found = labels(rows, config.data, source, first)[picks].astype(np.int64)
+        picked = rows.take(pa.array(picks))
+        start = 0
+        while start < len(picks):
+            part = slice(start, start + size - held)
+            parts.append(picked.slice(start, size - held))
+            target.append(found[part])
+            start, held = start + len(target[-1]), held + len(target[-1])
+            if held == size:
+                yield pa.Table.from_batches(parts), np.concatenate(target)
+                parts, target, held, done = [], [], 0, True
+    if held and (held >= size / 2 or not done):
+        yield pa.Table.from_batches(parts), np.concatenate(target)
+
+
+def _columns(
+    config: RunConfig, fields: list[InputField], raw: Batch, seen: dict[str, Array]
+) -> dict[str, Column]:
+    """The features of a batch; adds their values to ``seen``."""
+    places = {"id": 0, "float": 0, "ids": 0}
+    columns = {}
+    for field in fields:
+        place = places[field.kind]
+        places[field.kind] += 1
+        row = None
+        if field.kind == "float":
+            values = raw.floats[:, place].numpy()
+            missing = np.isnan(values)
+            codes = binned(values)
+        else:
+            if field.kind == "id":
+                values = raw.ids[:, place].numpy()
+            else:
+                lengths = raw.lengths[:, place].numpy()
+                valid = np.arange(raw.lists[place].shape[1]) < lengths[:, None]
+                values, row = raw.lists[place].numpy()[valid], valid.nonzero()[0]
+            missing = values == NULL_ID
+            codes = codes_of(values)
+        if config.features[field.name].type == "null_indicator":
+            values = missing
+            codes = codes_of(missing.astype(np.int64))
+        known = len(np.unique(row[~missing])) if row is not None else int((~missing).sum())
+        columns[field.name] = Column(codes, row, known)
+        union = np.unique(values[~missing]) if values is not missing else np.unique(values)
+        seen[field.name] = np.union1d(seen.get(field.name, union), union)
+    return columns
