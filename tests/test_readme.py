@@ -75,7 +75,7 @@ def test_own_log_section_works_as_written(tmp_path: Path) -> None:
     (config,) = blocks("yaml", OWN)
     (tmp_path / "shop.yaml").write_text(config)
     named = [words[1] for words in commands(OWN)]
-    assert named == ["train", "score", "importance", "compare", "ui"]
+    assert named == ["outrank", "train", "score", "importance", "compare", "ui"]
     for words in commands(OWN):
         ending = ["--help"] if words[1] == "ui" else []  # the server would run for ever
         run([*words, *ending], tmp_path)
