@@ -22,6 +22,7 @@ from recsys.models.ft_transformer import FTTransformer, FTTransformerConfig
 from recsys.models.gdcn import GDCN, GDCNConfig
 from recsys.models.lr import LR, LRConfig
 from recsys.models.masknet import MaskNet, MaskNetConfig
+from recsys.models.nasrec import NASRec, NASRecConfig
 from recsys.models.pnn import PNN, PNNConfig
 from recsys.models.wide_deep import WideDeep, WideDeepConfig
 from recsys.models.xdeepfm import XDeepFM, XDeepFMConfig
@@ -46,6 +47,7 @@ CLASSIFIERS: dict[str, type[Any]] = {
     "dcn": DCN,
     "xdeepfm": XDeepFM,
     "fibinet": FiBiNET,
+    "nasrec": NASRec,
 }
 
 ClassifierConfig = Annotated[
@@ -67,6 +69,7 @@ ClassifierConfig = Annotated[
     | WideDeepConfig
     | DCNConfig
     | XDeepFMConfig
-    | FiBiNETConfig,
+    | FiBiNETConfig
+    | NASRecConfig,
     Field(discriminator="name"),
 ]
