@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines import cli_look
+from pipelines import cli_look, cli_many
 from pipelines.cli_shared import (
     AsJson,
     CacheFolder,
@@ -17,7 +17,6 @@ from pipelines.cli_shared import (
     DataRoot,
     Overrides,
     RunsFolder,
-    command_line,
     reporter,
     show,
 )
@@ -28,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="CTR and recommendation models with embedding tables under a byte budget.",
 )
+app.add_typer(cli_many.app)
 app.add_typer(cli_look.app)
 
 
@@ -112,89 +112,6 @@ def train(
     run_config = load_config(config, overrides or ())
     result = pipeline.run(run_config, root=data_root, out=out, cache=cache, reporter=reporter())
     show(result, as_json, pipeline.render)
-
-
-@app.command()
-def benchmark(
-    configs: Annotated[list[Path], typer.Argument(help="YAML files of complete runs.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per config, from its own on.")] = 3,
-    overrides: Overrides = None,
-    published: Annotated[
-        Path | None, typer.Option(help="YAML of CONFIG: {METRIC: value, source}.")
-    ] = None,
-    data_root: DataRoot = ".",
-    out: RunsFolder = Path("runs"),
-    cache: CacheFolder = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
-    report: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Configs x seeds: mean and spread of test metrics beside published values; resumable."""
-    from pipelines import benchmark as pipeline
-
-    result = pipeline.run(
-        configs,
-        seeds=seeds,
-        overrides=overrides or (),
-        published=published,
-        root=data_root,
-        out=out,
-        cache=cache,
-        workers=workers,
-        report=report,
-        command=command_line(),
-        reporter=reporter(),
-    )
-    show(result, as_json, pipeline.render)
-    if result["failed"]:
-        raise typer.Exit(1)
-
-
-@app.command()
-def compress(
-    config: ConfigFile,
-    budgets: Annotated[
-        str, typer.Option(help="Shares of the full table or sizes, by comma: 0.5,0.1,10MB.")
-    ] = "0.5,0.1,0.01",
-    methods: Annotated[
-        str, typer.Option(help="Table methods, by comma, or all; robe:hashes=2 sets a key.")
-    ] = "all",
-    selections: Annotated[str, typer.Option(help="Selection methods, by comma, or none.")] = "none",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per point, from its own on.")] = 1,
-    overrides: Overrides = None,
-    data_root: DataRoot = ".",
-    out: RunsFolder = Path("runs"),
-    cache: CacheFolder = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
-    report: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="PNG file to write.")] = None,
-    best: Annotated[float | None, typer.Option(help="Best possible AUC, where known.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Table methods under byte budgets: one Pareto of AUC against bytes; resumable."""
-    from pipelines import compress as pipeline
-    from pipelines.embeddings import parse_budget
-    from recsys.config import load_config
-
-    result = pipeline.run(
-        load_config(config, overrides or ()),
-        budgets=[parse_budget(text) for text in budgets.split(",")],
-        methods=None if methods == "all" else methods.split(","),
-        selections=[] if selections == "none" else selections.split(","),
-        seeds=seeds,
-        root=data_root,
-        out=out,
-        cache=cache,
-        workers=workers,
-        report=report,
-        picture=picture,
-        command=command_line(),
-        bayes=best,
-        reporter=reporter(),
-    )
-    show(result, as_json, pipeline.render)
-    if result["failed"]:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -139,9 +139,7 @@ class DotProduct(nn.Module):
         k = mixtures(width)
         self.project = linear(left, dim, bias=False)
         self.mix = nn.Parameter(nn.init.xavier_normal_(torch.empty(k, vectors)))
-        # Row by row of the lower triangle: the pairs of the first vectors are the first pairs.
-        i, j = torch.tril_indices(k + 1, k + 1, offset=-1)
-        self.register_buffer("pairs", i * (k + 1) + j, persistent=False)
+        self.register_buffer("pairs", pair_places(k + 1), persistent=False)
         self.linear = linear(k * (k + 1) // 2, width, bias=False)
         self.norm = nn.LayerNorm(width)
 
@@ -150,6 +148,19 @@ class DotProduct(nn.Module):
         t = torch.cat([self.project(left).unsqueeze(1), mixed], dim=1)  # (B, k + 1, D)
         dots = torch.bmm(t, t.transpose(1, 2)).flatten(1)  # (B, (k + 1)^2)
         return self.norm(self.linear(dots.index_select(1, self.pairs)))
+
+
+def pair_places(count: int) -> Tensor:
+    """Places of the pairs of ``count`` vectors in their flattened matrix of products, row by row of
+    the lower triangle: the pairs among the first vectors are the first pairs.
+
+    **Example**
+
+    >>> pair_places(3).tolist()
+    [3, 6, 7]
+    """
+    i, j = torch.tril_indices(count, count, offset=-1)
+    return i * count + j
 
 
 def mixtures(width: int) -> int:
