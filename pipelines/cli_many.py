@@ -66,6 +66,7 @@ def nas(
     epochs: Annotated[int, typer.Option(help="Of the shared weights.")] = 4,
     population: Annotated[int, typer.Option(help="Networks alive.")] = 32,
     generations: Annotated[int, typer.Option(help="Of 8 new networks each.")] = 16,
+    share: Annotated[float, typer.Option(help="Of train, to judge networks by.")] = 0.2,
     top: Annotated[int, typer.Option(help="Networks to write.")] = 3,
     overrides: Overrides = None,
     data_root: DataRoot = ".",
@@ -83,6 +84,7 @@ def nas(
         epochs=epochs,
         population=population,
         generations=generations,
+        share=share,
         top=top,
     )
     run_config = load_config(config, overrides or ())

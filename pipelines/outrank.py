@@ -120,7 +120,7 @@ def render(result: Result) -> Group:
             row["feature"],
             f"{row['score']:.5f}",
             f"{row['low']:.5f} to {row['high']:.5f}",
-            f"{row['share']:.2%}",
+            f"{row['share']:.2%}".replace("-0.00%", "0.00%"),
             f"{row['values']:,}",
             f"{row['coverage']:.1%}",
             "no more than noise" if row["noise"] else "",

@@ -25,6 +25,8 @@ class Supernet(SearchPhase):
     """A random network for every batch; at first mostly the whole of the weights, so that all of
     them learn: with a chance that falls from 1 to 0 over ``warm_up`` of the steps."""
 
+    setting = "--share"
+
     def __init__(self, shared: SharedNASRec, epochs: int, *, share: float, warm_up: float) -> None:
         super().__init__("supernet", epochs, keep="last", early_stopping=False)
         self.share = share
@@ -55,6 +57,8 @@ class Evolve(SearchPhase):
     """One generation an epoch and no gradient step. A network is judged by its logloss on the
     search rows, over the shared weights and with a last Linear of its own, which is fitted to
     ``fit_rows`` of the training rows: the published code takes 500 steps of a gradient for that."""
+
+    setting = "--share"
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ class SearchPhase(Phase):
     """
 
     share: float
+    setting = "selection.search_share"  # what the user calls it
     _parts: tuple[Rows, Rows] | None = None
 
     def parts(self, loop: Loop) -> tuple[Rows, Rows]:
@@ -30,7 +31,7 @@ class SearchPhase(Phase):
             for rows, use in zip(self._parts, ("train", "search"), strict=True):
                 if len(rows) == 0:
                     raise InputError(
-                        f"selection.search_share {self.share}: of {len(loop.train_rows)} training "
+                        f"{self.setting} {self.share}: of {len(loop.train_rows)} training "
                         f"rows none is left to {use} on; give a share nearer to 0.5, or more rows"
                     )
         return self._parts
