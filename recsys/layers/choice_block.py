@@ -25,8 +25,8 @@ class BlockConfig(FrozenConfig):
     and ``sum``, ``sparse_from`` of whose vectors ``dot_product`` and the sparse operator read.
 
     Outputs: ``dense_width`` numbers and ``sparse_count`` vectors. ``to_sparse``: `MERGED` more
-    vectors, from the dense output; ``to_dense``: the dense output plus a projection of the pairwise
-    products of the vectors (the sum-square trick of an FM).
+    vectors, from the dense output; ``to_dense``: the dense output plus a normalised projection of
+    the pairwise products of the vectors (the sum-square trick of an FM).
     """
 
     dense_op: DenseOp = "fc"
@@ -218,6 +218,36 @@ class SparseTransformer(nn.Module):
         return self.norm(x + self.back(self.hidden(x).relu()))
 
 
+class ToSparse(nn.Module):
+    """`MERGED` normalised vectors of a dense output. **Shape** ``(B, width) -> (B, MERGED, D)``."""
+
+    AXES: ClassVar[Axes] = {"linear.weight": ("merged", "width")}
+
+    def __init__(self, *, width: int, dim: int) -> None:
+        super().__init__()
+        self.count, self.dim = MERGED, dim
+        self.linear = linear(width, MERGED * dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, dense: Tensor) -> Tensor:
+        return self.norm(self.linear(dense).view(dense.shape[0], self.count, self.dim))
+
+
+class ToDense(nn.Module):
+    """``norm(W sum_{i < j} s_i * s_j)``. **Shape** ``(B, n, D) -> (B, width)``."""
+
+    AXES: ClassVar[Axes] = {"linear.weight": ("width", "dim"), **_NORM}
+
+    def __init__(self, *, width: int, dim: int) -> None:
+        super().__init__()
+        self.linear = linear(dim, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, sparse: Tensor) -> Tensor:
+        pairs = 0.5 * (sparse.sum(1).square() - sparse.square().sum(1))  # (B, D)
+        return self.norm(self.linear(pairs))
+
+
 DENSE_OPS: dict[str, Any] = {
     "fc": FullyConnected,
     "gating": Gating,
@@ -249,13 +279,12 @@ class ChoiceBlock(nn.Module):
         self.sparse_op = SPARSE_OPS[config.sparse_op](
             vectors=vectors, count=config.sparse_count, dim=dim
         )
-        self.merged: int = MERGED
         # Optional parts are lists of none or one: the graph holds no dead branch.
         self.to_sparse, self.to_dense = nn.ModuleList(), nn.ModuleList()
         if config.to_sparse:
-            self.to_sparse.append(linear(config.dense_width, MERGED * dim))
+            self.to_sparse.append(ToSparse(width=config.dense_width, dim=dim))
         if config.to_dense:
-            self.to_dense.append(linear(dim, config.dense_width))
+            self.to_dense.append(ToDense(width=config.dense_width, dim=dim))
 
     def forward(self, dense: List[Tensor], sparse: List[Tensor]) -> Tuple[Tensor, Tensor]:
         vectors = torch.cat([sparse[s] for s in self.vectors], dim=1)  # (B, n, D)
@@ -265,9 +294,7 @@ class ChoiceBlock(nn.Module):
         s = self.sparse_op(vectors)  # (B, m, D)
         new_dense, new_sparse = d, s
         for merge in self.to_dense:
-            squares = s.sum(1).square() - s.square().sum(1)  # (B, D)
-            new_dense = new_dense + merge(0.5 * squares)
+            new_dense = new_dense + merge(s)
         for merge in self.to_sparse:
-            extra = merge(d).view(d.shape[0], self.merged, s.shape[2])  # (B, MERGED, D)
-            new_sparse = torch.cat([new_sparse, extra], dim=1)
+            new_sparse = torch.cat([new_sparse, merge(d)], dim=1)
         return new_dense, new_sparse

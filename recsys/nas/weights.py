@@ -18,6 +18,8 @@ from recsys.layers.choice_block import (
     SPARSE_OPS,
     BlockConfig,
     DotProduct,
+    ToDense,
+    ToSparse,
     mixtures,
     pair_places,
 )
@@ -69,8 +71,8 @@ class SharedNASRec(nn.Module):
                     }
                 )
             )
-            self.to_sparse.append(linear(widest, MERGED * self.dim))
-            self.to_dense.append(linear(self.dim, widest))
+            self.to_sparse.append(ToSparse(width=widest, dim=self.dim))
+            self.to_dense.append(ToDense(width=widest, dim=self.dim))
         self.output = linear(widest + most * self.dim, 1)
         self.chosen: tuple[BlockConfig, ...] = ()
         self._last_skeleton: dict[tuple[BlockConfig, ...], ChoiceNet] = {}  # no submodule
@@ -109,25 +111,18 @@ class SharedNASRec(nn.Module):
         for place, block in enumerate(self.chosen):
             runs = self._runs(block)
             name = f"blocks.{place}"
-            for kind, modules, op in (
-                ("dense_op", self.dense_ops, block.dense_op),
-                ("sparse_op", self.sparse_ops, block.sparse_op),
-            ):
-                module = modules[place][op]  # type: ignore[index]
+            parts = {
+                "dense_op": self.dense_ops[place][block.dense_op],  # type: ignore[index]
+                "sparse_op": self.sparse_ops[place][block.sparse_op],  # type: ignore[index]
+            }
+            if block.to_sparse:
+                parts["to_sparse.0"] = self.to_sparse[place]
+            if block.to_dense:
+                parts["to_dense.0"] = self.to_dense[place]
+            for part, module in parts.items():
                 for key, weight in module.named_parameters():
                     axes = [runs[axis] for axis in module.AXES.get(key, ())]
-                    found[f"{name}.{kind}.{key}"] = sliced(weight, axes)
-            width = [(0, block.dense_width)]
-            if block.to_sparse:
-                merge = self.to_sparse[place]
-                assert isinstance(merge, nn.Linear)
-                found[f"{name}.to_sparse.0.weight"] = sliced(merge.weight, [None, width])
-                found[f"{name}.to_sparse.0.bias"] = merge.bias
-            if block.to_dense:
-                merge = self.to_dense[place]
-                assert isinstance(merge, nn.Linear)
-                found[f"{name}.to_dense.0.weight"] = sliced(merge.weight, [width])
-                found[f"{name}.to_dense.0.bias"] = sliced(merge.bias, [width])
+                    found[f"{name}.{part}.{key}"] = sliced(weight, axes)
         found["output.weight"] = sliced(self.output.weight, [None, self._read_last()])
         found["output.bias"] = self.output.bias
         return found
@@ -145,6 +140,7 @@ class SharedNASRec(nn.Module):
             "longer": [(0, longer)],
             "width": [(0, block.dense_width)],
             "dim": [(0, self.dim)],
+            "merged": [(0, MERGED * self.dim)],
             "mixtures": [(0, k)],
             "pairs": [(0, k * (k + 1) // 2)],
             "count": [(0, block.sparse_count)],

@@ -100,10 +100,12 @@ def test_mergers_join_what_the_operators_give() -> None:
     s = both.sparse_op(vectors)
     dense, sparse = both([left], [vectors])
     pairs = s[:, 0] * s[:, 1]  # all pairs of two vectors
-    torch.testing.assert_close(dense, d + both.to_dense[0](pairs))
+    merged = normed(pairs @ both.to_dense[0].linear.weight.T)
+    torch.testing.assert_close(dense, d + merged)
     assert sparse.shape == (ROWS, config.vectors, DIM) == (ROWS, 2 + MERGED, DIM)
     torch.testing.assert_close(sparse[:, :2], s)
-    torch.testing.assert_close(sparse[:, 2:].flatten(1), both.to_sparse[0](d))
+    extra = both.to_sparse[0].linear(d).view(ROWS, MERGED, DIM)
+    torch.testing.assert_close(sparse[:, 2:], F.layer_norm(extra, [DIM]))
 
 
 @pytest.mark.parametrize(
