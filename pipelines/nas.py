@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pipelines.prepare import prepare
 from recsys.config import AnyRunConfig, RunConfig, public
-from recsys.layers.choice_block import BlockConfig
+from recsys.layers.block_config import BlockConfig
 from recsys.models.nasrec import ChoiceNet, NASRecConfig
 from recsys.nas import Evolution, Evolve, SharedNASRec, Space, Supernet, search_figure
 from recsys.nas.space import OPS

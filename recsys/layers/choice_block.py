@@ -1,63 +1,14 @@
 """The blocks of NASRec: a dense and a sparse operator each, over outputs of earlier blocks."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Dict, List, Literal, Tuple
+from typing import Any, ClassVar, Dict, List, Tuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from recsys.layers.block_config import MERGED, BlockConfig
 from recsys.layers.init import linear
-from recsys.types import FrozenConfig
-
-MERGED = 8
-"""Vectors that a dense output adds to a sparse one."""
-
-DenseOp = Literal["fc", "gating", "sum", "dot_product"]
-SparseOp = Literal["embed_fc", "transformer"]
-Sources = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
-
-
-class BlockConfig(FrozenConfig):
-    """One block. Sources are numbers of blocks, 0 the stem: ``dense_from`` of whose dense outputs
-    side by side the dense operator reads, ``right_from`` those of the second argument of ``gating``
-    and ``sum``, ``sparse_from`` of whose vectors ``dot_product`` and the sparse operator read.
-
-    Outputs: ``dense_width`` numbers and ``sparse_count`` vectors. ``to_sparse``: `MERGED` more
-    vectors, from the dense output; ``to_dense``: the dense output plus a normalised projection of
-    the pairwise products of the vectors (the sum-square trick of an FM).
-    """
-
-    dense_op: DenseOp = "fc"
-    sparse_op: SparseOp = "embed_fc"
-    dense_width: PositiveInt = 64
-    sparse_count: PositiveInt = 16
-    dense_from: Sources
-    right_from: tuple[NonNegativeInt, ...] = ()
-    sparse_from: Sources
-    to_sparse: bool = False
-    to_dense: bool = False
-
-    @model_validator(mode="after")
-    def _two_arguments_or_one(self) -> "BlockConfig":
-        two = self.dense_op in ("gating", "sum")
-        if two != bool(self.right_from):
-            raise ValueError(
-                f"dense_op {self.dense_op} "
-                + ("has a second argument: set" if two else "has one argument: remove")
-                + " right_from"
-            )
-        for key in ("dense_from", "right_from", "sparse_from"):
-            if list(getattr(self, key)) != sorted(set(getattr(self, key))):
-                raise ValueError(f"{key}: name each source once, in rising order")
-        return self
-
-    @property
-    def vectors(self) -> int:
-        """Vectors of the sparse output."""
-        return self.sparse_count + (MERGED if self.to_sparse else 0)
-
 
 Axes = Dict[str, Tuple[str, ...]]
 """Parameter -> what each of its axes runs over. A supernet slices its weights by these names."""
@@ -120,7 +71,7 @@ class Sum(nn.Module):
 
 class DotProduct(nn.Module):
     """``norm(W [<t_i, t_j> for j < i])`` over ``t``: the dense input projected to one vector, then
-    k mixtures of the vectors, with k of `mixtures`, so that there are about ``width`` pairs.
+    k mixtures of the vectors, with k of `mixed_to`, so that there are about ``width`` pairs.
 
     **Shape** ``(B, left), (B, vectors, D) -> (B, width)``.
     """
@@ -136,7 +87,7 @@ class DotProduct(nn.Module):
     def __init__(self, *, left: int, right: int, vectors: int, width: int, dim: int) -> None:
         del right
         super().__init__()
-        k = mixtures(width)
+        k = mixed_to(width)
         self.project = linear(left, dim, bias=False)
         self.mix = nn.Parameter(nn.init.xavier_normal_(torch.empty(k, vectors)))
         self.register_buffer("pairs", pair_places(k + 1), persistent=False)
@@ -144,10 +95,14 @@ class DotProduct(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, left: Tensor, right: Tensor, sparse: Tensor) -> Tensor:
-        mixed = torch.matmul(self.mix, sparse)  # (B, k, D)
-        t = torch.cat([self.project(left).unsqueeze(1), mixed], dim=1)  # (B, k + 1, D)
+        t = torch.cat([self.project(left).unsqueeze(1), mixtures(self.mix, sparse)], dim=1)
         dots = torch.bmm(t, t.transpose(1, 2)).flatten(1)  # (B, (k + 1)^2)
         return self.norm(self.linear(dots.index_select(1, self.pairs)))
+
+
+def mixtures(mix: Tensor, sparse: Tensor) -> Tensor:
+    """Sums of vectors weighted by the rows of ``mix``: (m, n), (B, n, D) -> (B, m, D)."""
+    return F.linear(sparse.transpose(1, 2), mix).transpose(1, 2)
 
 
 def pair_places(count: int) -> Tensor:
@@ -163,12 +118,12 @@ def pair_places(count: int) -> Tensor:
     return i * count + j
 
 
-def mixtures(width: int) -> int:
+def mixed_to(width: int) -> int:
     """Vectors whose pairs, with one more vector, are about ``width``.
 
     **Example**
 
-    >>> mixtures(128), 16 * 17 // 2
+    >>> mixed_to(128), 16 * 17 // 2
     (16, 136)
     """
     return max(1, round((2 * width) ** 0.5))
@@ -188,7 +143,7 @@ class EmbedFC(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, sparse: Tensor) -> Tensor:
-        return self.norm(torch.matmul(self.mix, sparse)).relu()
+        return self.norm(mixtures(self.mix, sparse)).relu()
 
 
 class SparseTransformer(nn.Module):
@@ -209,7 +164,7 @@ class SparseTransformer(nn.Module):
             nn.init.constant_(norm.weight, 0.17)
 
     def forward(self, sparse: Tensor) -> Tensor:
-        x = torch.matmul(self.mix, sparse)  # (B, m, D)
+        x = mixtures(self.mix, sparse)  # (B, m, D)
         rows, count, dim = x.shape[0], x.shape[1], x.shape[2]
         qkv = self.queries_keys_values(x).view(rows, count, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, m, d) each
@@ -244,8 +199,9 @@ class ToDense(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, sparse: Tensor) -> Tensor:
-        pairs = 0.5 * (sparse.sum(1).square() - sparse.square().sum(1))  # (B, D)
-        return self.norm(self.linear(pairs))
+        # (sum^2 - squares) / 2 would lose digits that the norm then blows up
+        before = sparse.cumsum(1)[:, :-1]
+        return self.norm(self.linear((before * sparse[:, 1:]).sum(1)))  # (B, width)
 
 
 DENSE_OPS: dict[str, Any] = {

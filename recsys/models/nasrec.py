@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
-from recsys.layers.choice_block import BlockConfig, ChoiceBlock
+from recsys.layers.block_config import BlockConfig
+from recsys.layers.choice_block import ChoiceBlock
 from recsys.layers.init import linear
 from recsys.types import Batch, FieldSpec, FrozenConfig
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from recsys.layers.choice_block import BlockConfig, DenseOp, SparseOp
+from recsys.layers.block_config import BlockConfig, DenseOp, SparseOp
 from recsys.types import InputError
 
 Genome = npt.NDArray[np.int64]

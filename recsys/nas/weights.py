@@ -12,15 +12,14 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from recsys.embeddings import EmbeddingLayer
+from recsys.layers.block_config import MERGED, BlockConfig
 from recsys.layers.choice_block import (
     DENSE_OPS,
-    MERGED,
     SPARSE_OPS,
-    BlockConfig,
     DotProduct,
     ToDense,
     ToSparse,
-    mixtures,
+    mixed_to,
     pair_places,
 )
 from recsys.layers.init import linear
@@ -133,7 +132,7 @@ class SharedNASRec(nn.Module):
         left = [(self._width_at[s], widths[s]) for s in block.dense_from]
         right = [(self._width_at[s], widths[s]) for s in block.right_from] or left
         longer = max(sum(length for _, length in side) for side in (left, right))
-        k = mixtures(block.dense_width)
+        k = mixed_to(block.dense_width)
         return {
             "left": left,
             "right": right,

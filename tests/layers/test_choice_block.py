@@ -10,17 +10,16 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
+from recsys.layers.block_config import MERGED, BlockConfig
 from recsys.layers.choice_block import (
     DENSE_OPS,
-    MERGED,
-    BlockConfig,
     ChoiceBlock,
     DotProduct,
     EmbedFC,
     Gating,
     SparseTransformer,
     Sum,
-    mixtures,
+    mixed_to,
 )
 
 LEFT, RIGHT, VECTORS, WIDTH, DIM, ROWS = 5, 7, 3, 9, 4, 6
@@ -60,7 +59,7 @@ def test_dense_operators_are_their_formulas() -> None:
 def test_dot_products_of_about_as_many_pairs_as_outputs() -> None:
     left, right, vectors = inputs()
     dots = op(DotProduct)
-    k = mixtures(WIDTH)
+    k = mixed_to(WIDTH)
     assert k == round((2 * WIDTH) ** 0.5) == 4
     assert dots.linear.in_features == k * (k + 1) // 2
     t = [left @ dots.project.weight.T]

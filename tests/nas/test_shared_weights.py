@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer, build_embeddings
 from recsys.embeddings.full import FullConfig
-from recsys.layers.choice_block import BlockConfig
+from recsys.layers.block_config import BlockConfig
 from recsys.models.nasrec import ChoiceNet, NASRec, NASRecConfig
 from recsys.nas import SharedNASRec, Space
 from recsys.settings import TrainConfig

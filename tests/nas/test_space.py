@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from recsys.layers.choice_block import BlockConfig
+from recsys.layers.block_config import BlockConfig
 from recsys.models.nasrec import NASRecConfig
 from recsys.nas.evolution import Evolution
 from recsys.nas.space import OPS, Genome, Space
