@@ -38,11 +38,14 @@ class Search:
     ``space``: operators, see `OPS`. ``share``: of train, the rows that networks are judged by, at
     most ``judge_rows``. ``fit_rows``: of the rest, for the last Linear of each network.
     ``warm_up``: share of the steps in which the chance to train the whole falls to 0.
+    ``batch_size``: of the search alone, in place of ``train.batch_size``; every step trains another
+    network, so that the weights need many steps.
     """
 
     space: str = "full"
     blocks: int = 4
     epochs: int = 4
+    batch_size: int = 512
     warm_up: float = 0.5
     population: int = 32
     generations: int = 16
@@ -55,9 +58,10 @@ class Search:
     def __post_init__(self) -> None:
         if self.space not in OPS:
             raise InputError(f"--space {self.space!r}: must be {' or '.join(OPS)}")
-        for name in ("epochs", "population", "generations", "children", "top"):
+        for name in ("epochs", "batch_size", "population", "generations", "children", "top"):
             if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} {getattr(self, name)}: must be at least 1")
         if not 0 < self.share < 1:
             raise InputError(f"--share {self.share}: must be between 0 and 1")
 
@@ -121,7 +125,7 @@ def run(
     try:
         Trainer(
             model=shared,
-            config=config.train,
+            config=config.train.model_copy(update={"batch_size": search.batch_size}),
             seed=config.seed,
             fingerprint=fingerprint,
             out=checkpoints,

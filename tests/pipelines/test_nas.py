@@ -15,7 +15,20 @@ from pipelines import nas, train
 from recsys.config import load_config, parse_config
 from recsys.types import InputError
 
-SMALL = ("--blocks", 2, "--epochs", 2, "--population", 4, "--generations", 2, "--top", 2)
+SMALL = (
+    "--batch-size",
+    250,
+    "--blocks",
+    2,
+    "--epochs",
+    2,
+    "--population",
+    4,
+    "--generations",
+    2,
+    "--top",
+    2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +58,7 @@ def test_search_writes_configs_that_train(folder: Path, recsys: Recsys) -> None:
     assert not (Path(result["folder"]) / "checkpoint").exists()
     best = load_config(result["found"][0]["config"])
     assert best.name == "xor-1"
-    assert best.train.max_epochs == 6  # what the config said, and nothing of the search
+    assert best.train == load_config(folder / "xor.yaml").train  # and nothing of the search
     trained = train.run(best, out=folder / "trained")
     assert trained["metrics"]["valid"]["auc"] > 0.9
     tables = trained["memory"]["trainable_params"]
@@ -62,11 +75,11 @@ def test_another_search_has_another_folder_and_the_same_search_the_same_result(
     folder: Path, tmp_path: Path
 ) -> None:
     config = parse_config(tree(folder, model={"name": "nasrec"}))
-    search = nas.Search(blocks=1, epochs=1, population=3, generations=1, top=1)
+    search = nas.Search(blocks=1, epochs=1, batch_size=250, population=3, generations=1, top=1)
     one, again = (nas.run(config, search, out=tmp_path / name) for name in ("a", "b"))
     assert one["found"][0]["logloss"] == again["found"][0]["logloss"]
     assert one["found"][0]["blocks"] == again["found"][0]["blocks"]
-    other = nas.Search(blocks=1, epochs=1, population=4, generations=1, top=1)
+    other = nas.Search(blocks=1, epochs=1, batch_size=250, population=4, generations=1, top=1)
     elsewhere = nas.run(config, other, out=tmp_path / "a")
     assert elsewhere["folder"] != one["folder"]
     assert Path(one["found"][0]["config"]).exists()
@@ -92,6 +105,7 @@ def test_what_cannot_be_searched(folder: Path, changes: dict[str, Any], message:
     [
         ({"space": "large"}, "--space 'large': must be small or full"),
         ({"population": 0}, "--population 0: must be at least 1"),
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
         ({"share": 1.0}, "--share 1.0: must be between 0 and 1"),
     ],
 )
