@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pipelines.prepare import prepare
 from recsys.config import AnyRunConfig, RunConfig, public
+from recsys.disk import alone_in
 from recsys.layers.block_config import BlockConfig
 from recsys.models.nasrec import ChoiceNet, NASRecConfig
 from recsys.nas import Evolution, Evolve, SharedNASRec, Space, Supernet, search_figure
@@ -113,50 +114,51 @@ def run(
         Supernet(shared, search.epochs, share=search.share, warm_up=search.warm_up),
         Evolve(shared, evolution, share=search.share, **rows),
     ]
-    checkpoints = folder / "checkpoint"
-    saved = load_checkpoint(checkpoints)
-    tracker = open_tracker(config.tracking)
-    tracker.start(
-        f"{config.name}-nas",
-        params={**public(config), "search": asdict(search)},
-        tags={"model": "nasrec", "task": "search"},
-        resume=saved.state["run_id"] if saved is not None else None,
-    )
-    try:
-        Trainer(
-            model=shared,
-            config=config.train.model_copy(update={"batch_size": search.batch_size}),
-            seed=config.seed,
-            fingerprint=fingerprint,
-            out=checkpoints,
-            tracker=tracker,
-            log_every=config.tracking.log_every,
-            reporter=reporter,
-        ).fit(prepared.train, None, phases)
-        best = evolution.ranked()[: search.top]
-        found = [
-            _write(config, space.decode(evolution.genomes[place]), rank, folder, shared)
-            | {"logloss": evolution.scores[place]}
-            for rank, place in enumerate(best, start=1)
-        ]
-        picture = search_figure(evolution.scores, search.population, config.name)
-        tracker.log_figure(picture, "plots/search.png")
-        result = {
-            "run_id": tracker.run_id,
-            "folder": str(folder),
-            "networks": len(evolution.scores),
-            "found": found,
-            "seconds": time.perf_counter() - started,
-        }
-        tracker.log_json(result, "result.json")
-    except (KeyboardInterrupt, Interrupted):
-        tracker.finish("KILLED")
-        raise
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
-    tracker.finish()
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    with alone_in(folder):
+        checkpoints = folder / "checkpoint"
+        saved = load_checkpoint(checkpoints)
+        tracker = open_tracker(config.tracking)
+        tracker.start(
+            f"{config.name}-nas",
+            params={**public(config), "search": asdict(search)},
+            tags={"model": "nasrec", "task": "search"},
+            resume=saved.state["run_id"] if saved is not None else None,
+        )
+        try:
+            Trainer(
+                model=shared,
+                config=config.train.model_copy(update={"batch_size": search.batch_size}),
+                seed=config.seed,
+                fingerprint=fingerprint,
+                out=checkpoints,
+                tracker=tracker,
+                log_every=config.tracking.log_every,
+                reporter=reporter,
+            ).fit(prepared.train, None, phases)
+            best = evolution.ranked()[: search.top]
+            found = [
+                _write(config, space.decode(evolution.genomes[place]), rank, folder, shared)
+                | {"logloss": evolution.scores[place]}
+                for rank, place in enumerate(best, start=1)
+            ]
+            picture = search_figure(evolution.scores, search.population, config.name)
+            tracker.log_figure(picture, "plots/search.png")
+            result = {
+                "run_id": tracker.run_id,
+                "folder": str(folder),
+                "networks": len(evolution.scores),
+                "found": found,
+                "seconds": time.perf_counter() - started,
+            }
+            tracker.log_json(result, "result.json")
+        except (KeyboardInterrupt, Interrupted):
+            tracker.finish("KILLED")
+            raise
+        except BaseException:
+            tracker.finish("FAILED")
+            raise
+        tracker.finish()
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return result
 
 

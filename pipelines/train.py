@@ -17,6 +17,7 @@ from pipelines.sample import first_rows
 from pipelines.task import Task
 from recsys.bundle.warm_start import warm_start
 from recsys.config import AnyRunConfig, SequenceRunConfig, public
+from recsys.disk import alone_in
 from recsys.training.checkpoint import load_checkpoint
 from recsys.training.prediction import open_device, slow_precision
 from recsys.training.progress import Reporter, SilentReporter
@@ -40,17 +41,39 @@ def run(
     ``{run_id, bundle, metrics, memory, parameters, epochs, steps, seconds, rows_per_second}``.
 
     The run's folder is ``out/NAME-FINGERPRINT``: a checkpoint there from an interrupted run of the
-    same config is continued, and the bundle is written there.
+    same config is continued, and the bundle is written there. Errors: `InputError` while another
+    process trains there.
     """
     started = time.perf_counter()
     reporter = reporter or SilentReporter()
     folder = out / f"{config.name}-{config.fingerprint[:8]}"
-    checkpoints = folder / "checkpoint"
     open_device(config.train.device)  # refused before any data is read
     task = open_task(config, root=root, cache=cache or out / "cache", reporter=reporter)
     slow = slow_precision(config.train.precision, config.train.device)
     if slow is not None:
         reporter.say(slow)
+    with alone_in(folder):
+        return _run(config, task, folder, parent, reporter, started)
+
+
+def open_task(config: AnyRunConfig, *, root: str, cache: Path, reporter: Reporter) -> Task:
+    """What kind of run ``config`` is, prepared: the one place that asks."""
+    if isinstance(config, SequenceRunConfig):
+        sequences = prepare_sequences(config, root=root, cache=cache, reporter=reporter)
+        return RankingTask(config, sequences)
+    return ClickTask(config, prepare(config, root=root, cache=cache, reporter=reporter))
+
+
+def _run(
+    config: AnyRunConfig,
+    task: Task,
+    folder: Path,
+    parent: str | None,
+    reporter: Reporter,
+    started: float,
+) -> Result:
+    """The tracked run of a prepared task, in a folder that it has for itself."""
+    checkpoints = folder / "checkpoint"
     saved = load_checkpoint(checkpoints)
     if config.train.warm_start is not None and saved is None:
         reporter.say(str(warm_start(task.assembly.model, task.prepared.features, config)))
@@ -88,14 +111,6 @@ def run(
     tracker.finish()
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result
-
-
-def open_task(config: AnyRunConfig, *, root: str, cache: Path, reporter: Reporter) -> Task:
-    """What kind of run ``config`` is, prepared: the one place that asks."""
-    if isinstance(config, SequenceRunConfig):
-        sequences = prepare_sequences(config, root=root, cache=cache, reporter=reporter)
-        return RankingTask(config, sequences)
-    return ClickTask(config, prepare(config, root=root, cache=cache, reporter=reporter))
 
 
 def _finish(

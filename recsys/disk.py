@@ -1,12 +1,15 @@
-"""Writing to a disk that may be full."""
+"""Writing to a disk that may be full, into folders that others may want, too."""
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from recsys.types import InputError
 
 
 @contextmanager
@@ -16,3 +19,21 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes ``folder`` and keeps other processes that ask for it out, until the end of the block or
+    of the process. Errors: `InputError` while another one has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another process is training this very config there; wait for it, or "
+                "give another --out"
+            ) from None
+        except OSError:
+            pass  # a file system that knows no locks
+        yield
