@@ -53,8 +53,8 @@ class Search:
     children: int = 8
     top: int = 3
     share: float = 0.2
-    fit_rows: int = 16_384
-    judge_rows: int = 32_768
+    fit_rows: int = 8_192
+    judge_rows: int = 16_384
 
     def __post_init__(self) -> None:
         if self.space not in OPS:
