@@ -151,6 +151,11 @@ def _row(
                 values["difference"], values["p_value"] = found.value, found.p_value
                 values["difference_low"], values["difference_high"] = found.low, found.high
                 values |= _of_groups(own, reference)
+                if own.group is not None and "gauc_difference" not in values:
+                    notes.append(
+                        f"{_who(record)} groups rows otherwise than {_who(first)}: no GAUC "
+                        "difference"
+                    )
     values["stored_bytes"] = record.metrics.get("memory/stored_bytes", math.nan)
     values["rows_per_second"] = record.metrics.get("train/rows_per_second", math.nan)
     names = (

@@ -13,8 +13,10 @@ from recsys.data.histories import Events, check_types, write_histories
 from recsys.data.history_items import Columns, Items
 from recsys.data.history_spec import parse_history
 from recsys.data.latest import write_latest
+from recsys.features.base import ID_FAMILIES
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.types import InputError
+from serving.encode import type_family
 from serving.parquet import Source, open_source
 
 Result = dict[str, Any]
@@ -53,12 +55,26 @@ def run(
     names = [history.name for history in parsed]
     if len(set(names)) != len(names):
         raise InputError(f"--history: names must differ, got {', '.join(names)}")
+    copied = [item, *attributes, *of_event]
+    twice = {name for name in copied if copied.count(name) > 1}
+    if twice:
+        raise InputError(
+            f"--attribute, --of-event: column {min(twice)!r} is there more than once (the item "
+            "is a history by itself); name it once"
+        )
     columns = Columns(user, item, time_column, tuple(attributes), tuple(of_event))
     sources = {
         name: open_source(paths, root, allow_empty=name != "train")
         for name, paths in splits.items()
     }
     _check_targets([*sources, "latest"] if latest else [*sources], sources, out)
+    schema = sources["train"].schema
+    for name in of_event:
+        if name in schema.names and type_family(schema.field(name).type, name) not in ID_FAMILIES:
+            raise InputError(
+                f"--of-event {name}: is {schema.field(name).type}, and a history holds ids; cast "
+                "the column to text, or to whole numbers"
+            )
     for source in sources.values():
         check_types(source, sources["train"], columns)
     table = Items(open_source(items, root), columns) if items is not None else None

@@ -22,6 +22,7 @@ from recsys.models.nasrec import ChoiceNet, NASRecConfig
 from recsys.nas import Evolution, Evolve, SharedNASRec, Space, Supernet, search_figure
 from recsys.nas.space import OPS
 from recsys.training.checkpoint import load_checkpoint
+from recsys.training.prediction import open_device
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import open_tracker
 from recsys.training.trainer import Interrupted, Trainer
@@ -94,6 +95,9 @@ def run(
         )
     if config.selection is not None:
         raise InputError("recsys nas: selections come after the search; remove selection")
+    if config.train.warm_start is not None:
+        raise InputError("recsys nas: every network starts anew; remove train.warm_start")
+    open_device(config.train.device)  # refused before any data is read
     dense, sparse = OPS[search.space]
     space = Space(blocks=search.blocks, dense_ops=dense, sparse_ops=sparse)
     prepared = prepare(config, root=root, cache=cache or out / "cache", reporter=reporter)
@@ -137,7 +141,7 @@ def run(
             ).fit(prepared.train, None, phases)
             best = evolution.ranked()[: search.top]
             found = [
-                _write(config, space.decode(evolution.genomes[place]), rank, folder, shared)
+                _write(config, space.network(evolution.genomes[place]), rank, folder, shared)
                 | {"logloss": evolution.scores[place]}
                 for rank, place in enumerate(best, start=1)
             ]

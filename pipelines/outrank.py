@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
@@ -15,7 +14,7 @@ from rich.table import Table
 from pipelines.sample import spread_rows
 from recsys.config import AnyRunConfig, RunConfig, SequenceRunConfig
 from recsys.data import splits
-from recsys.data.targets import labels
+from recsys.data.targets import labels, target_columns, weights
 from recsys.features.fit import type_families
 from recsys.features.outrank import Column, OutRank
 from recsys.features.relevance import Array, binned, codes_of
@@ -30,6 +29,9 @@ Result = dict[str, Any]
 SHOWN = 20
 """Crosses in the table of the terminal."""
 
+SHUFFLES = 24
+"""Of labels, over all batches, to learn what chance gives."""
+
 
 def run(
     config: AnyRunConfig,
@@ -41,15 +43,18 @@ def run(
     root: str = ".",
     reporter: Reporter | None = None,
 ) -> Result:
-    """Ranks the features of ``config`` on ``rows`` rows evenly spread over its train split.
+    """Ranks the features of ``config`` on ``rows`` rows spread over its train split.
 
-    See `recsys.features.outrank`. ``crosses``: pairs of features scored in each batch of
-    ``batch_rows`` (the last one is as small as half of that, or the only one). Returns ``{rows,
-    batches, label_entropy, floor, features: [{feature, score, low, high, share, values, coverage,
-    noise}], crosses: [{features, score, gain, redundancy}], order, seconds}``: scores in nats, the
-    best first; ``share`` of the label's entropy; ``values``: distinct ones among the rows;
-    ``noise``: not above ``floor``, the best of the columns of random numbers. ``order``: 3MR.
-    Errors: `InputError` for what is no label or no column, and for rows of one label.
+    See `recsys.features.outrank`. The rows are put in random order and cut into batches of
+    ``batch_rows`` (the last one is as small as half of that, or the only one); where rows have
+    weights, as many are drawn as the weights leave, in proportion to them. ``crosses``: pairs of
+    features scored in each batch. Memory: the rows.
+
+    Returns ``{rows, batches, weight, label_entropy, features: [{feature, score, low, high, floor,
+    share, values, coverage, noise}], crosses: [{features, score, gain, redundancy, noise}], order,
+    seconds}``: scores in nats, the best first; ``share`` of the label's entropy; ``values``:
+    distinct ones among the rows; ``noise``: what chance may give, at most ``floor``. ``order``:
+    3MR. Errors: `InputError` for what is no label or no column, and for rows of one label.
     """
     started = time.perf_counter()
     if isinstance(config, SequenceRunConfig):
@@ -57,40 +62,42 @@ def run(
     source = splits(config.data, root).train
     families = type_families(config.features, source)
     fields = [field_of(name, feature, families[name]) for name, feature in config.features.items()]
-    found = OutRank([field.name for field in fields], pairs=crosses, seed=seed)
+    reporter = reporter or SilentReporter()
+    table, target = _sample(source, config, fields, rows, seed, reporter)
+    batches = _cut(len(target), batch_rows)
+    shuffles = max(2, -(-SHUFFLES // len(batches)))
+    names = [field.name for field in fields]
+    found = OutRank(names, pairs=crosses, shuffles=shuffles, seed=seed)
     seen: dict[str, Array] = {}
-    taken = batches = 0
-    count = min(rows, source.num_rows)
     plain = sum(field.kind != "ids" for field in fields)
     pairs = min(crosses, len([*combinations(range(plain), 2)]))
-    with (reporter or SilentReporter()).bar("rank", -(-count // batch_rows) * (1 + pairs)) as bar:
-        for table, target in _batches(source, config, fields, rows, batch_rows):
-            raw = encode(table, fields)
-            columns = _columns(config, fields, raw, seen)
-            found.add(columns, target, lambda: bar.advance(1))
-            taken, batches = taken + len(target), batches + 1
+    with reporter.bar("rank", len(batches) * (1 + pairs)) as bar:
+        for part in batches:
+            raw = encode(table.slice(part.start, part.stop - part.start), fields)
+            found.add(_columns(config, fields, raw, seen), target[part], lambda: bar.advance(1))
             bar.advance(1)
     if found.label_entropy == 0:
         raise InputError(
-            f"{source.files[0]}: all {taken:,} rows that were read have one label, which says "
-            "nothing of any feature; give rows of both"
+            f"{source.files[0]}: all {len(target):,} rows that were read have one label, which "
+            "says nothing of any feature; give rows of both"
         )
-    coverage, floor = found.coverage(), found.floor
+    coverage = found.coverage()
     return {
-        "rows": taken,
-        "batches": batches,
+        "rows": sum(part.stop - part.start for part in batches),
+        "batches": len(batches),
+        "weight": config.data.weight,
         "label_entropy": found.label_entropy,
-        "floor": floor,
         "features": [
             {
                 "feature": name,
                 "score": score.value,
                 "low": score.low,
                 "high": score.high,
+                "floor": score.floor,
                 "share": score.value / found.label_entropy,
                 "values": len(seen[name]),
                 "coverage": coverage[name],
-                "noise": score.value <= floor,
+                "noise": score.value <= score.floor,
             }
             for name, score in found.scores().items()
         ],
@@ -100,6 +107,7 @@ def run(
                 "score": cross.score.value,
                 "gain": cross.gain,
                 "redundancy": cross.redundancy,
+                "noise": cross.gain <= cross.score.floor,
             }
             for cross in found.crosses()
         ],
@@ -127,11 +135,13 @@ def render(result: Result) -> Group:
         )
     parts: list[Any] = [
         table,
-        "score: mutual information with the label in nats, less what chance gives a column of as "
-        f"many values; the best column of random numbers has {result['floor']:.5f}",
+        "score: mutual information with the label in nats, less what chance gives such a column; "
+        "noise: no more than chance may give it",
     ]
+    if result["weight"] is not None:
+        parts.append(f"rows were drawn in proportion to {result['weight']!r}")
     if result["crosses"]:
-        gaining = [row for row in result["crosses"] if row["gain"] > result["floor"]][:SHOWN]
+        gaining = [row for row in result["crosses"] if not row["noise"]][:SHOWN]
         pairs = Table(title="pairs that say more than both of their features", title_style="")
         pairs.add_column("pair")
         for name in ("score", "more than both", "about each other"):
@@ -144,28 +154,35 @@ def render(result: Result) -> Group:
     return Group(*parts)
 
 
-def _batches(
-    source: Source, config: RunConfig, fields: list[InputField], count: int, size: int
-) -> Iterator[tuple[pa.Table, Array]]:
-    """Spread rows and their labels (int64), ``size`` at a time."""
-    columns = list(dict.fromkeys([*(field.column for field in fields), config.data.label]))
-    parts: list[pa.RecordBatch] = []
-    target: list[Array] = []
-    held, done = 0, False
-    for first, rows, picks in spread_rows(source, columns, count):
-        found = labels(rows, config.data, source, first)[picks].astype(np.int64)
-        picked = rows.take(pa.array(picks))
-        start = 0
-        while start < len(picks):
-            part = slice(start, start + size - held)
-            parts.append(picked.slice(start, size - held))
-            target.append(found[part])
-            start, held = start + len(target[-1]), held + len(target[-1])
-            if held == size:
-                yield pa.Table.from_batches(parts), np.concatenate(target)
-                parts, target, held, done = [], [], 0, True
-    if held and (held >= size / 2 or not done):
-        yield pa.Table.from_batches(parts), np.concatenate(target)
+def _sample(
+    source: Source,
+    config: RunConfig,
+    fields: list[InputField],
+    count: int,
+    seed: int,
+    reporter: Reporter,
+) -> tuple[pa.Table, Array]:
+    """Rows in random order and their labels (int64)."""
+    wanted = [*(field.column for field in fields), *target_columns(config.data)]
+    rng = np.random.default_rng([seed, 1])
+    parts, target, weight = [], [], []
+    with reporter.bar("read", min(count, source.num_rows)) as bar:
+        for first, rows, picks in spread_rows(source, list(dict.fromkeys(wanted)), count):
+            parts.append(rows.take(pa.array(picks)))
+            target.append(labels(rows, config.data, source, first)[picks].astype(np.int64))
+            weight.append(weights(rows, config.data, source, first)[picks])
+            bar.advance(len(picks))
+    found, weighed = np.concatenate(target), np.concatenate(weight)
+    kept = np.flatnonzero(rng.random(len(found)) * max(weighed.max(initial=0.0), 1e-30) < weighed)
+    order = rng.permutation(kept)
+    return pa.Table.from_batches(parts).take(pa.array(order)), found[order]
+
+
+def _cut(rows: int, size: int) -> list[slice]:
+    """Batches of ``size`` rows; the rest is one, too, from half of that on or if there is no
+    other."""
+    starts = [start for start in range(0, rows, size) if rows - start >= size / 2 or start == 0]
+    return [slice(start, min(start + size, rows)) for start in starts]
 
 
 def _columns(

@@ -36,9 +36,12 @@ def spread_rows(
 ) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
     """``count`` rows evenly spread over ``source`` (all, if it has no more), in a stream of
     ``(first, rows, picks)``: a whole batch, the row number of its first row, and which of its rows
-    are meant (at least one)."""
+    are meant (at least one). Of each stretch of rows a random one, always the same: every tenth
+    row might be of one kind."""
     total = source.num_rows
-    wanted = np.arange(min(count, total)) * total // max(1, min(count, total))
+    edges = np.arange(min(count, total) + 1) * total // max(1, min(count, total))
+    within = np.random.default_rng(total).random(len(edges) - 1)
+    wanted = edges[:-1] + (within * np.diff(edges)).astype(np.int64)
     first = 0
     for rows in source.batches(columns):
         start, stop = np.searchsorted(wanted, (first, first + rows.num_rows))

@@ -1,32 +1,38 @@
 """OutRank: features by what they say about the label, before anything is trained.
 
 Škrlj and Mramor 2023, https://arxiv.org/abs/2309.01552. Rows come in batches; a feature's score is
-the median over the batches of its `relevance`, so that one odd stretch of a log decides nothing.
-Columns of random numbers run along as controls: what is not above the best of them is noise.
-Optionally all pairs of features are scored as if each were one column, which finds what only two
-features together know (an AND, an XOR), and puts features in the order of 3MR: relevance, less what
-is there already, plus what they add together with it.
+the median over the batches of its `relevance`. Optionally pairs of features are scored as if each
+were one column, which finds what only two features together know (an AND, an XOR), and features are
+put in the order of 3MR: relevance, less what is there already, plus what they add together with it.
+
+What is noise: beside every score, the same column is scored against shuffled labels. Their spread
+says how large a score chance may give a column of just these values; what is not beyond that, with
+a chance of `ALPHA` for all features together, is noise. (A gamma distribution of the same mean and
+spread stands for what chance gives, as it does for few values, where it is a chi-squared one.)
 
 Unlike the published code: the correction is an expectation instead of one shift (see `relevance`),
-numbers are binned by quantiles, pairs are never concatenated text, and a short log is ranked, too.
+numbers are binned by quantiles, pairs are never concatenated text, a short log is ranked, too, and
+entries of one list are not taken for independent rows: chance is what lists have against shuffled
+labels of rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from recsys.features.relevance import Codes, codes_of, entropy, pair_codes, redundancy, relevance
+from recsys.features.relevance import Codes, chance, entropy, information, pair_codes, redundancy
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[str, str]
 
-CONTROLS = (2, 100, 2_000, 10_000)
-"""Values of the random columns, of each of which there are `_TWINS`."""
-_TWINS = 5
+ALPHA = 0.01
+"""Chance that any feature that knows nothing passes for one that does; of pairs likewise."""
 
 
 class Column(NamedTuple):
@@ -39,11 +45,13 @@ class Column(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Relevance in nats over the batches: median and the quartiles around it."""
+    """Relevance in nats over the batches, median and the quartiles around it, and what chance alone
+    would hardly exceed."""
 
     value: float
     low: float
     high: float
+    floor: float
 
 
 class Cross(NamedTuple):
@@ -56,17 +64,63 @@ class Cross(NamedTuple):
     redundancy: float
 
 
+@dataclass
+class _Sample:
+    """Of one column: information less chance of every batch, and information by chance."""
+
+    scores: list[float] = field(default_factory=list)
+    expected: list[float] = field(default_factory=list)
+    shuffled: list[float] = field(default_factory=list)
+
+    def add(
+        self, column: Codes, row: Array | None, labels: Array, shuffles: Sequence[Array]
+    ) -> None:
+        if len(column.codes) == 0:
+            self.scores.append(0.0)
+            self.expected.append(0.0)
+            return
+        found = [information(column, y if row is None else y[row]) for y in (labels, *shuffles)]
+        if row is None:
+            expected = chance(column, labels)
+        else:  # entries of a list share their row's label
+            expected = float(np.mean(found[1:]))
+        self.scores.append(found[0] - expected)
+        self.expected.append(expected)
+        self.shuffled += found[1:]
+
+    def score(self, tests: int) -> Score:
+        """``tests``: columns that are scored at once."""
+        low, middle, high = np.quantile(self.scores or [0.0], (0.25, 0.5, 0.75))
+        return Score(float(middle), float(low), float(high), self._floor(tests))
+
+    def _floor(self, tests: int) -> float:
+        if len(self.shuffled) < 2:
+            return 0.0
+        mean, spread = float(np.mean(self.shuffled)), float(np.std(self.shuffled, ddof=1))
+        if mean <= 0 or spread <= 1e-12:
+            return 0.0
+        z = NormalDist().inv_cdf(1 - ALPHA / max(tests, 1))
+        ninth = (spread / mean) ** 2 / 9  # a ninth of what one over the gamma's shape is
+        most = mean * (1 - ninth + z * ninth**0.5) ** 3 - mean  # Wilson and Hilferty 1931
+        count = len(self.scores)
+        # a median of several is 1.25 times as wide as their mean
+        return most if count == 1 else most * 1.2533 / count**0.5
+
+
 class OutRank:
     """Collects batches. ``pairs``: pairs of features to score in each batch, those seen least
-    often first; features with lists are in none. ``seed``: of controls and shuffles."""
+    often first; features with lists are in none. ``shuffles``: of the labels of each batch, to
+    learn what chance gives; ``seed``: of these."""
 
-    def __init__(self, names: Sequence[str], *, pairs: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, names: Sequence[str], *, pairs: int = 0, shuffles: int = 24, seed: int = 0
+    ) -> None:
         self._names = list(names)
         self._pairs = pairs
-        self._rng = np.random.default_rng(seed)
-        self._scores: dict[str, list[float]] = {name: [] for name in names}
-        self._controls: dict[tuple[int, int], list[float]] = {}
-        self._crosses: dict[Pair, list[float]] = {}
+        self._shuffles = shuffles
+        self._rng = np.random.default_rng([seed, 0x6F7574])  # not that of a log made with a seed
+        self._singles = {name: _Sample() for name in names}
+        self._crosses: dict[Pair, _Sample] = {}
         self._shared: dict[Pair, list[float]] = {}
         self._rows = 0
         self._known = dict.fromkeys(names, 0)
@@ -81,20 +135,16 @@ class OutRank:
         """Takes a batch: ``labels`` (N,) int64 in {0, 1}. ``advance``: called once a pair."""
         self._rows += len(labels)
         self._labels += np.bincount(labels, minlength=2)
+        shuffles = [self._rng.permutation(labels) for _ in range(self._shuffles)]
         for name in self._names:
             column = columns[name]
-            own = labels if column.row is None else labels[column.row]
-            self._scores[name].append(relevance(column.codes, own) if len(own) else 0.0)
+            self._singles[name].add(column.codes, column.row, labels, shuffles)
             self._known[name] += column.known
-        for count in CONTROLS:
-            for twin in range(_TWINS):
-                noise = codes_of(self._rng.integers(0, count, len(labels)))
-                self._controls.setdefault((count, twin), []).append(relevance(noise, labels))
         plain = [name for name in self._names if columns[name].row is None]
         for pair in self._least_seen([*combinations(plain, 2)]):
             a, b = (columns[name].codes for name in pair)
             together = pair_codes(a, b)
-            self._crosses.setdefault(pair, []).append(relevance(together, labels))
+            self._crosses.setdefault(pair, _Sample()).add(together, None, labels, shuffles)
             self._shared.setdefault(pair, []).append(redundancy(a, b, together, self._rng))
             advance()
 
@@ -103,14 +153,9 @@ class OutRank:
         """What there is to know of the label: nats."""
         return entropy(self._labels)
 
-    @property
-    def floor(self) -> float:
-        """The best score of a random column, at least 0."""
-        return max([0.0, *(float(np.median(scores)) for scores in self._controls.values())])
-
     def scores(self) -> dict[str, Score]:
         """Of every feature, the most relevant first."""
-        found = {name: _score(scores) for name, scores in self._scores.items()}
+        found = {name: of.score(len(self._names)) for name, of in self._singles.items()}
         return dict(sorted(found.items(), key=lambda item: (-item[1].value, item[0])))
 
     def coverage(self) -> dict[str, float]:
@@ -121,9 +166,9 @@ class OutRank:
         """Of every pair that was scored, the greatest gain first."""
         own = self.scores()
         found = []
-        for pair, scores in self._crosses.items():
-            score = _score(scores)
-            gain = score.value - own[pair[0]].value - own[pair[1]].value
+        for pair, sample in self._crosses.items():
+            score = sample.score(len(self._crosses))
+            gain = score.value - sum(max(own[name].value, 0.0) for name in pair)
             found.append(Cross(pair, score, gain, float(np.median(self._shared[pair]))))
         return sorted(found, key=lambda cross: (-cross.gain, cross.pair))
 
@@ -157,14 +202,9 @@ class OutRank:
         if len(pairs) <= self._pairs:
             return pairs
         order = self._rng.permutation(len(pairs))
-        seen = np.array([len(self._crosses.get(pair, ())) for pair in pairs])
+        seen = np.array([len(self._shared.get(pair, ())) for pair in pairs])
         chosen = order[np.argsort(seen[order], kind="stable")[: self._pairs]]
         return [pairs[place] for place in chosen]
-
-
-def _score(scores: Sequence[float]) -> Score:
-    low, middle, high = np.quantile(scores, (0.25, 0.5, 0.75)) if scores else (0.0, 0.0, 0.0)
-    return Score(float(middle), float(low), float(high))
 
 
 def _scaled(values: Mapping[Any, float]) -> dict[Any, float]:

@@ -58,17 +58,31 @@ def pair_codes(a: Codes, b: Codes) -> Codes:
     return codes_of(a.codes * b.size + b.codes)
 
 
-def relevance(column: Codes, labels: Array) -> float:
-    """``MI(column; label) - E[MI]`` in nats, the expectation over all pairings of the same values
-    and labels; ``labels`` (N,) in {0, 1}. 0 on average for a column that knows nothing, whatever
-    its number of values, and exactly 0 for one value a row or one label."""
-    counts = np.bincount(column.codes * 2 + labels, minlength=2 * column.size)
-    table = counts.reshape(column.size, 2)
+def information(column: Codes, labels: Array) -> float:
+    """``MI(column; label)`` in nats, chance included; ``labels`` (N,) in {0, 1}."""
+    table = _table(column, labels)
+    return entropy(table.sum(0)) + entropy(table.sum(1)) - entropy(table.ravel())
+
+
+def chance(column: Codes, labels: Array) -> float:
+    """The mean of `information` over all pairings of the same values and labels."""
+    table = _table(column, labels)
     if not table.sum(0).all():
         return 0.0
-    chance: float = expected_mutual_information(table, len(labels))
-    given = entropy(table.sum(0)) + entropy(table.sum(1)) - entropy(table.ravel())
-    return given - chance
+    expected: float = expected_mutual_information(table, len(labels))
+    return expected
+
+
+def relevance(column: Codes, labels: Array) -> float:
+    """`information` less `chance`: 0 on average for a column that knows nothing, whatever its
+    number of values, and exactly 0 for one value a row or one label."""
+    return information(column, labels) - chance(column, labels)
+
+
+def _table(column: Codes, labels: Array) -> Array:
+    """How often each value has each label, (size, 2)."""
+    counts = np.bincount(column.codes * 2 + labels, minlength=2 * column.size)
+    return counts.reshape(column.size, 2)
 
 
 def redundancy(a: Codes, b: Codes, together: Codes, rng: np.random.Generator) -> float:

@@ -17,7 +17,7 @@ class Evolution:
 
     A child is the winner of ``tournament`` random ones alive after some mutations, fewer from
     generation to generation: ``(generations - g) // step + 1`` with `MUTATION_STEPS` steps. No
-    network is scored twice: genomes that decode to the same one are the same.
+    network is scored twice: genomes of the same `Space.network` are the same.
     """
 
     space: Space
@@ -33,14 +33,14 @@ class Evolution:
     ) -> int:
         """Scores generation ``number``: 0 is drawn at random, later ones are children. Returns how
         many it scored: fewer where a hundred tries give nothing new."""
-        seen = {self.space.decode(genome) for genome in self.genomes}
+        seen = {self.space.network(genome) for genome in self.genomes}
         alive = range(max(0, len(self.genomes) - self.population), len(self.genomes))
         new: list[Genome] = []
         for _ in range(self.population if number == 0 else self.children):
             for _ in range(100):
                 genome = self._drawn(alive, number, rng)
-                if self.space.decode(genome) not in seen:
-                    seen.add(self.space.decode(genome))
+                if self.space.network(genome) not in seen:
+                    seen.add(self.space.network(genome))
                     new.append(genome)
                     break
         for genome in new:

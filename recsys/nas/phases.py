@@ -117,9 +117,9 @@ class Evolve(SearchPhase):
     ) -> float:
         shared = self._shared
         shared.chosen = shared.space.decode(genome)
-        known, labels = _read(shared, fit)
-        asked, truth = _read(shared, judge)
-        if len(np.unique(labels)) < 2:
+        known, labels, counts = _read(shared, fit)
+        asked, truth, weights = _read(shared, judge)
+        if len(np.unique(labels[counts > 0])) < 2:
             raise InputError(
                 f"of {len(labels):,} rows that networks are fitted to, all have one label; give "
                 "more rows"
@@ -128,8 +128,8 @@ class Evolve(SearchPhase):
         last = LogisticRegression(max_iter=50)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # as near as 50 rounds come
-            last.fit((known - centre) / scale, labels)
-        return logloss(truth, last.predict_proba((asked - centre) / scale)[:, 1])
+            last.fit((known - centre) / scale, labels, sample_weight=counts)
+        return logloss(truth, last.predict_proba((asked - centre) / scale)[:, 1], weights)
 
 
 def _first_batches(rows: Rows, count: int, loop: Loop, number: int) -> list[tuple[Batch, Target]]:
@@ -147,11 +147,13 @@ def _first_batches(rows: Rows, count: int, loop: Loop, number: int) -> list[tupl
 
 def _read(
     shared: SharedNASRec, batches: Sequence[tuple[Batch, Target]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the last Linear of the chosen network reads, and the labels."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the last Linear of the chosen network reads, the labels and the weights of the rows."""
     device = shared.output.weight.device
     shared.eval()
     with torch.no_grad():
         parts = [shared.last(to_device(batch, device)).float().cpu() for batch, _ in batches]
     shared.train()
-    return torch.cat(parts).numpy(), torch.cat([target.label for _, target in batches]).numpy()
+    labels = torch.cat([target.label for _, target in batches]).numpy()
+    weights = torch.cat([target.weight for _, target in batches]).numpy()
+    return torch.cat(parts).numpy(), labels, weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +99,10 @@ class Space:
             )
         return tuple(found)
 
+    def network(self, genome: Genome) -> tuple[BlockConfig, ...]:
+        """What a genome computes: genomes that differ only in what nothing reads have the same."""
+        return live(self.decode(genome))
+
     def _drawn(self, place: int, gene: int, rng: np.random.Generator) -> int:
         """A value of one gene of block ``place``, from 0."""
         if gene in _CONNECTIONS:
@@ -115,3 +120,40 @@ class Space:
 
 def _sources(mask: int) -> tuple[int, ...]:
     return tuple(bit for bit in range(int(mask).bit_length()) if mask >> bit & 1)
+
+
+def live(blocks: Sequence[BlockConfig]) -> tuple[BlockConfig, ...]:
+    """The same function without blocks that nothing reads; of a block that is read in part, the
+    other half is the cheapest there is."""
+    last = len(blocks)
+    dense_read, sparse_read = {last}, {last}
+    kept: dict[int, BlockConfig] = {}
+    for number in range(last, 0, -1):
+        block = blocks[number - 1]
+        to_sparse = block.to_sparse and number in sparse_read
+        to_dense = block.to_dense and number in dense_read
+        dense, sparse = number in dense_read or to_sparse, number in sparse_read or to_dense
+        if not dense and not sparse:
+            continue
+        changes: dict[str, object] = {"to_sparse": to_sparse, "to_dense": to_dense}
+        if dense:
+            dense_read |= {*block.dense_from, *block.right_from}
+        else:
+            changes |= {"dense_op": "fc", "dense_width": 1, "dense_from": (0,), "right_from": ()}
+        if not sparse:
+            changes |= {"sparse_op": "embed_fc", "sparse_count": 1}
+        if sparse or block.dense_op == "dot_product":
+            sparse_read |= set(block.sparse_from)
+        else:
+            changes["sparse_from"] = (0,)
+        kept[number] = block.model_copy(update=changes)
+    new = {0: 0, **{number: place for place, number in enumerate(sorted(kept), start=1)}}
+    return tuple(
+        block.model_copy(
+            update={
+                key: tuple(new[source] for source in getattr(block, key))
+                for key in ("dense_from", "right_from", "sparse_from")
+            }
+        )
+        for _, block in sorted(kept.items())
+    )

@@ -179,13 +179,14 @@ class Trainer:
             self._epoch(phase)
             traces = phase.end_epoch(self, at.epoch)
             name = "" if phase.name == "train" else f"{phase.name} "
-            loss = at.epoch_loss / max(1, at.batch)
-            note = f"{name}epoch {at.epoch + 1}: train loss {loss:.5f}"
+            # a phase may have no steps, and so no loss
+            said = [f"train loss {at.epoch_loss / at.batch:.5f}"] if at.batch else []
             if self._valid is not None:
-                note += self._judge(self._valid, keep=phase.keep == "best")
+                said.append(self._judge(self._valid, keep=phase.keep == "best"))
                 self._schedule.history[-1].update(traces)
             self._tracker.log_metrics(traces, step=at.total_steps)
-            self._reporter.say(note + "".join(f", {k} {v:.5g}" for k, v in traces.items()))
+            said += [f"{key} {value:.5g}" for key, value in traces.items()]
+            self._reporter.say(f"{name}epoch {at.epoch + 1}: {', '.join(said)}")
             at.epoch, at.batch, at.epoch_loss = at.epoch + 1, 0, 0.0
             if not self._over(phase):
                 self._save()
@@ -253,7 +254,7 @@ class Trainer:
         named = {f"valid/{key}": value for key, value in metrics.items() if key != "rows"}
         named["train/epoch_loss"] = schedule.history[-1]["train_loss"]
         self._tracker.log_metrics(named, step=at.total_steps)
-        return f", valid {monitor} {metrics[monitor]:.5f}" + (" (best)" if best and keep else "")
+        return f"valid {monitor} {metrics[monitor]:.5f}" + (" (best)" if best and keep else "")
 
     # -- checkpoints ---------------------------------------------------------------------------
 

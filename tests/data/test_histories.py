@@ -124,17 +124,37 @@ def test_attributes_from_a_table_of_items(tmp_path: Path) -> None:
 
 def test_what_only_events_have_comes_from_train(tmp_path: Path) -> None:
     """Beside attributes of a table of items, and where other splits do not have the column."""
-    train = {"user": ["a"] * 3, "item": [3, 1, 3], "time": [1, 2, 3], "rating": [5.0, None, 2.0]}
-    asked = {"user": ["a", "b"], "item": [1, 1], "time": [3, 9]}
-    pq.write_table(
-        pa.table({"item": [1, 3], "genre": ["one", "three"]}), tmp_path / "items.parquet"
+    train = pa.table(
+        {"user": ["a"] * 3, "item": [3, 1, 3], "time": [1, 2, 3], "rated": ["5.0", None, "2.5"]}
     )
-    keys = {"attributes": ("genre",), "items": "items.parquet", "of_event": ("rating",)}
-    out = made(tmp_path, {"train": train, "test": asked}, **keys)
-    assert out["train"]["history_rating"].to_pylist() == [[], [5.0], [5.0, None]]
-    assert out["test"]["history_rating"].to_pylist() == [[5.0, None], []]
+    pq.write_table(train, tmp_path / "train.parquet")
+    asked = pa.table({"user": ["a", "b"], "item": [1, 1], "time": [3, 9]})
+    pq.write_table(asked, tmp_path / "test.parquet")
+    items = {"item": [1, 3], "genre": ["one", "three"]}
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    keys: dict[str, Any] = {"user": "user", "item": "item", "time_column": "time"}
+    keys |= {"attributes": ("genre",), "items": "items.parquet", "of_event": ("rated",)}
+    paths = {"train": "train.parquet", "test": "test.parquet"}
+    pipeline.run(paths, tmp_path / "out", root=str(tmp_path), **keys)
+    out = {name: pq.read_table(tmp_path / "out" / f"{name}.parquet") for name in paths}
+    assert out["train"]["history_rated"].to_pylist() == [[], ["5.0"], ["5.0", None]]
+    assert out["test"]["history_rated"].to_pylist() == [["5.0", None], []]
     assert out["test"]["history_genre"].to_pylist() == [["three", "one"], []]
-    assert "rating" not in out["test"].schema.names
+    assert "rated" not in out["test"].schema.names
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"of_event": ("rating",)}, "--of-event rating: is double, and a history holds ids"),
+        ({"of_event": ("item",)}, "column 'item' is there more than once"),
+        ({"of_event": ("rating",), "attributes": ("rating",)}, "'rating' is there more than once"),
+        ({"of_event": ("stars",)}, "column 'stars' is missing|'stars'"),
+    ],
+)
+def test_what_events_cannot_have(tmp_path: Path, keys: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        made(tmp_path, {"train": log(1)}, **keys)
 
 
 def test_text_from_files_with_other_values(tmp_path: Path) -> None:

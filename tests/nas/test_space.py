@@ -6,11 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from recsys.layers.block_config import BlockConfig
-from recsys.models.nasrec import NASRecConfig
+from recsys.models.nasrec import ChoiceNet, NASRecConfig
 from recsys.nas.evolution import Evolution
-from recsys.nas.space import OPS, Genome, Space
+from recsys.nas.space import OPS, Genome, Space, live
 from recsys.types import InputError
 
 SPACE = Space(blocks=5, widths=(4, 8, 16), counts=(2, 4))
@@ -115,7 +116,7 @@ def test_evolution_beats_random_search_at_the_same_cost() -> None:
 
 def test_no_network_is_scored_twice_and_runs_are_reproducible() -> None:
     evolution = evolved()
-    networks = [SPACE.decode(genome) for genome in evolution.genomes]
+    networks = [SPACE.network(genome) for genome in evolution.genomes]
     assert len(set(networks)) == len(networks) == 24 + 29 * 8
     assert evolution.scores == [cost(genome) for genome in evolution.genomes]
     assert evolved().scores == evolution.scores
@@ -152,3 +153,43 @@ def test_a_space_that_is_used_up_ends_quietly() -> None:
     evolution = Evolution(tiny, population=20, generations=3, children=8, tournament=4)
     assert evolution.generation(lambda _: 0.0, np.random.default_rng(0), 0) == 4  # the mergers
     assert evolution.generation(lambda _: 0.0, np.random.default_rng(1), 1) == 0
+
+
+def test_what_nothing_reads_is_not_part_of_a_network() -> None:
+    def block(**keys: object) -> BlockConfig:
+        return BlockConfig(**{"dense_from": (0,), "sparse_from": (0,)} | keys)  # type: ignore[arg-type]
+
+    dead = block(dense_width=99)
+    vectors_alone = block(dense_op="gating", right_from=(0,), sparse_count=7, to_dense=True)
+    last = block(dense_from=(0,), sparse_from=(2,), dense_width=5)
+    found = live([dead, vectors_alone, last])
+    assert len(found) == 2
+    assert found[0] == block(dense_width=1, sparse_count=7)  # its dense half is read by nobody
+    assert found[1] == block(dense_width=5, sparse_from=(1,))
+    through = block(dense_width=3, to_sparse=True)  # its dense half reaches its vectors
+    assert live([through, block(sparse_from=(1,))]) == (through, block(sparse_from=(1,)))
+    dots = block(dense_op="dot_product", sparse_from=(1,), sparse_op="transformer")
+    half = live([block(sparse_count=4), dots, block(dense_from=(2,))])
+    assert half[1] == dots.model_copy(update={"sparse_op": "embed_fc", "sparse_count": 1})
+    assert half[0] == block(dense_width=1, sparse_count=4)
+
+
+def test_a_live_network_computes_the_same() -> None:
+    rng = np.random.default_rng(4)
+    shorter = 0
+    for seed in range(20):
+        blocks = SPACE.decode(SPACE.sampled(rng))
+        torch.manual_seed(seed)
+        whole = ChoiceNet(blocks, width=6, count=3, dim=4)
+        part = ChoiceNet(live(blocks), width=6, count=3, dim=4)
+        shorter += len(part.blocks) < len(blocks)
+        dense, sparse = torch.randn(5, 6), torch.randn(5, 3, 4)
+        out = whole(dense, sparse)
+        gradients = torch.autograd.grad(out.sum(), list(whole.parameters()), allow_unused=True)
+        used = sum(g.numel() for g in gradients if g is not None)
+        spare = sum(p.numel() for p in part.parameters()) - used
+        assert 0 <= spare < 500  # the cheapest halves that nothing reads
+        assert sum(p.numel() for p in part.parameters()) <= sum(
+            p.numel() for p in whole.parameters()
+        )
+    assert shorter > 0

@@ -118,6 +118,9 @@ def test_gauc_and_its_difference_where_runs_have_the_same_groups(uri: str) -> No
     assert other["gauc"] == evaluate(LABELS, GOOD, groups=USERS // 2)["gauc"]
     assert other["gauc_difference"] is None
     assert other["difference"] == good["difference"]
+    (note,) = result["notes"]
+    assert "user-other" in note
+    assert "groups rows otherwise than user-poor" in note
     console = Console(width=200, record=True)
     console.print(compare.render(result))
     assert f"{found.value:+.5f} [{found.low:+.5f}, {found.high:+.5f}]" in console.export_text()

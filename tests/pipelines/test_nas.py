@@ -93,6 +93,10 @@ def test_another_search_has_another_folder_and_the_same_search_the_same_result(
             {"model": {"name": "nasrec"}, "selection": {"method": "magnitude", "keep": 0.5}},
             "remove selection",
         ),
+        (
+            {"model": {"name": "nasrec"}, "train": {"warm_start": "bundle"}},
+            "remove train.warm_start",
+        ),
     ],
 )
 def test_what_cannot_be_searched(folder: Path, changes: dict[str, Any], message: str) -> None:

@@ -97,19 +97,40 @@ def test_planted_truth_in_one_batch(root: Path) -> None:
     assert all(0 - 0.01 < share < 1 for share in shares)
 
 
-def test_rows_are_spread_and_batches_are_full(root: Path) -> None:
-    """Of a log sorted by label, a prefix would have one label; odd rests are left out."""
+def test_batches_are_full_and_in_random_order(root: Path) -> None:
+    """The log is sorted by label: a batch of neighbours would have one label."""
     result = found(root, rows=10_000, batch_rows=3_000)
     assert (result["rows"], result["batches"]) == (9_000, 3)
     assert found(root, rows=10_000, batch_rows=4_000)["rows"] == 10_000
     assert found(root, rows=700)["rows"] == 700
     assert found(root, rows=10**9, batch_rows=7_000)["batches"] == 4
     assert 0.5 < result["label_entropy"] < np.log(2)
+    rows = {row["feature"]: row for row in result["features"]}
+    assert rows["shop"]["low"] > 0.01  # in every batch
+    assert not rows["shop"]["noise"]
+
+
+def test_rows_are_drawn_by_their_weights(root: Path, tmp_path: Path) -> None:
+    """Rows without weight have another label for every shop."""
+    table = pq.read_table(root / "log.parquet").select(["shop"])
+    odd = np.array([int(shop[1:]) % 2 for shop in table["shop"].to_pylist()])
+    weight = np.random.default_rng(0).choice([0.0, 0.5, 2.0], len(odd))
+    click = np.where(weight > 0, odd, 1 - odd)
+    table = table.append_column("click", pa.array(click)).append_column("w", pa.array(weight))
+    pq.write_table(table, tmp_path / "log.parquet")
+    config = tree(shop={"type": "categorical"})
+    config["data"]["weight"] = "w"
+    result = outrank.run(parse_config(config), root=str(tmp_path), batch_rows=ROWS)
+    assert result["features"][0]["share"] == pytest.approx(1, abs=0.01)
+    assert result["rows"] == pytest.approx(ROWS * (1 / 3 + 0.25 / 3), rel=0.05)
+    console = Console(width=140, record=True)
+    console.print(outrank.render(result))
+    assert "rows were drawn in proportion to 'w'" in console.export_text()
 
 
 def test_command(root: Path) -> None:
     (root / "run.yaml").write_text(json.dumps(tree(**FEATURES)))
-    arguments = ["outrank", str(root / "run.yaml"), "--data-root", str(root), "--crosses", "9"]
+    arguments = ["outrank", str(root / "run.yaml"), "--data-root", str(root), "--crosses", "99"]
     printed = CliRunner().invoke(app, [*arguments, "--batch-rows", str(ROWS), "--json"])
     assert printed.exit_code == 0, printed.output
     result = json.loads(printed.stdout)
