@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from recsys.layers.block_config import BlockConfig
 from recsys.models.nasrec import ChoiceNet, NASRecConfig
@@ -193,3 +194,11 @@ def test_a_live_network_computes_the_same() -> None:
             p.numel() for p in whole.parameters()
         )
     assert shorter > 0
+
+
+def test_a_block_reads_only_what_comes_before() -> None:
+    late = BlockConfig(dense_from=(2,), sparse_from=(0,))
+    with pytest.raises(
+        ValidationError, match=r"blocks.0.dense_from names block 2, which comes later"
+    ):
+        NASRecConfig(blocks=(late, late))
