@@ -64,6 +64,8 @@ def run(
     fields = [field_of(name, feature, families[name]) for name, feature in config.features.items()]
     reporter = reporter or SilentReporter()
     table, target = _sample(source, config, fields, rows, seed, reporter)
+    if len(target) == 0:
+        raise InputError(f"{source.files[0]}: column {config.data.weight!r} is 0 in all rows read")
     batches = _cut(len(target), batch_rows)
     shuffles = max(2, -(-SHUFFLES // len(batches)))
     names = [field.name for field in fields]

@@ -155,6 +155,15 @@ def test_refusals(root: Path, features: dict[str, Any], message: str) -> None:
         outrank.run(parse_config(tree(**features)), root=str(root))
 
 
+def test_rows_that_all_weigh_nothing_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"click": [0, 1], "shop": ["a", "b"], "w": [0.0, 0.0]})
+    pq.write_table(table, tmp_path / "log.parquet")
+    config = tree(shop={"type": "categorical"})
+    config["data"]["weight"] = "w"
+    with pytest.raises(InputError, match="column 'w' is 0 in all rows read"):
+        outrank.run(parse_config(config), root=str(tmp_path))
+
+
 def test_one_label_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"click": [1, 1], "shop": ["a", "b"]}), tmp_path / "log.parquet")
     config = parse_config(tree(shop={"type": "categorical"}))
