@@ -25,7 +25,8 @@ from recsys.training.checkpoint import load_checkpoint
 from recsys.training.prediction import open_device
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import open_tracker
-from recsys.training.trainer import Interrupted, Trainer
+from recsys.training.tracking.finishing import finishing
+from recsys.training.trainer import Trainer
 from recsys.types import InputError
 
 Result = dict[str, Any]
@@ -128,7 +129,7 @@ def run(
             tags={"model": "nasrec", "task": "search"},
             resume=saved.state["run_id"] if saved is not None else None,
         )
-        try:
+        with finishing(tracker):
             Trainer(
                 model=shared,
                 config=config.train.model_copy(update={"batch_size": search.batch_size}),
@@ -155,13 +156,6 @@ def run(
                 "seconds": time.perf_counter() - started,
             }
             tracker.log_json(result, "result.json")
-        except (KeyboardInterrupt, Interrupted):
-            tracker.finish("KILLED")
-            raise
-        except BaseException:
-            tracker.finish("FAILED")
-            raise
-        tracker.finish()
         shutil.rmtree(checkpoints, ignore_errors=True)
     return result
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import time
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ def run(
     found = OutRank(names, pairs=crosses, shuffles=shuffles, seed=seed)
     seen: dict[str, Array] = {}
     plain = sum(field.kind != "ids" for field in fields)
-    pairs = min(crosses, len([*combinations(range(plain), 2)]))
+    pairs = min(crosses, math.comb(plain, 2))
     with reporter.bar("rank", len(batches) * (1 + pairs)) as bar:
         for part in batches:
             raw = encode(table.slice(part.start, part.stop - part.start), fields)

@@ -22,7 +22,8 @@ from recsys.training.checkpoint import load_checkpoint
 from recsys.training.prediction import open_device, slow_precision
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import Tracker, open_tracker
-from recsys.training.trainer import Interrupted, Trainer, TrainResult
+from recsys.training.tracking.finishing import finishing
+from recsys.training.trainer import Trainer, TrainResult
 from recsys.types import Metrics
 
 Result = dict[str, Any]
@@ -85,7 +86,7 @@ def _run(
         parent=parent,
         resume=saved.state["run_id"] if saved is not None else None,
     )
-    try:
+    with finishing(tracker):
         trainer = Trainer(
             model=task.assembly.model,
             config=config.train,
@@ -102,13 +103,6 @@ def _run(
         result = _finish(config, task, trained, tracker, folder)
         result["seconds"] = time.perf_counter() - started
         tracker.log_json(result, "result.json")
-    except (KeyboardInterrupt, Interrupted):
-        tracker.finish("KILLED")
-        raise
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
-    tracker.finish()
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result
 

@@ -26,9 +26,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recsys.features.relevance import Codes, chance, entropy, information, pair_codes, redundancy
+from recsys.features.relevance import (
+    Array,
+    Codes,
+    entropy,
+    information,
+    pair_codes,
+    redundancy,
+    relevance,
+)
 
-Array = np.ndarray[Any, Any]
 Pair = tuple[str, str]
 
 ALPHA = 0.01
@@ -69,7 +76,6 @@ class _Sample:
     """Of one column: information less chance of every batch, and information by chance."""
 
     scores: list[float] = field(default_factory=list)
-    expected: list[float] = field(default_factory=list)
     shuffled: list[float] = field(default_factory=list)
 
     def add(
@@ -77,16 +83,13 @@ class _Sample:
     ) -> None:
         if len(column.codes) == 0:
             self.scores.append(0.0)
-            self.expected.append(0.0)
             return
-        found = [information(column, y if row is None else y[row]) for y in (labels, *shuffles)]
+        shuffled = [information(column, y if row is None else y[row]) for y in shuffles]
         if row is None:
-            expected = chance(column, labels)
+            self.scores.append(relevance(column, labels))
         else:  # entries of a list share their row's label
-            expected = float(np.mean(found[1:]))
-        self.scores.append(found[0] - expected)
-        self.expected.append(expected)
-        self.shuffled += found[1:]
+            self.scores.append(information(column, labels[row]) - float(np.mean(shuffled)))
+        self.shuffled += shuffled
 
     def score(self, tests: int) -> Score:
         """``tests``: columns that are scored at once."""

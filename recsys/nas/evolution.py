@@ -9,6 +9,9 @@ import numpy as np
 
 from recsys.nas.space import Genome, Space
 
+MUTATION_STEPS = 5
+"""How often the number of mutations falls: every 48 of 240 generations, as published."""
+
 
 @dataclass
 class Evolution:
@@ -39,8 +42,9 @@ class Evolution:
         for _ in range(self.population if number == 0 else self.children):
             for _ in range(100):
                 genome = self._drawn(alive, number, rng)
-                if self.space.network(genome) not in seen:
-                    seen.add(self.space.network(genome))
+                network = self.space.network(genome)
+                if network not in seen:
+                    seen.add(network)
                     new.append(genome)
                     break
         for genome in new:
@@ -62,7 +66,3 @@ class Evolution:
         for _ in range((self.generations - number) // step + 1):
             genome = self.space.mutated(genome, rng)
         return genome
-
-
-MUTATION_STEPS = 5
-"""How often the number of mutations falls: every 48 of 240 generations, as published."""

@@ -33,24 +33,14 @@ class Supernet(SearchPhase):
         self._shared = shared
         self._warm_up = warm_up
 
-    def start_epoch(self, loop: Loop, epoch: int) -> None:
-        self._choose(loop, 0, 0)  # a network to measure the weights before the first step
-
     def step(self, loop: Loop, step: int, batch: Batch, target: Target) -> float:
-        total = self.max_epochs * self.steps(loop)
-        self._choose(loop, step, total)
-        return loop.descend(batch, target)
-
-    def end_epoch(self, loop: Loop, epoch: int) -> Metrics:
-        self._choose(loop, 0, 0)
-        return {}
-
-    def _choose(self, loop: Loop, step: int, total: int) -> None:
-        """The network of a step: the same whether or not the run was stopped before it."""
+        # the network of a step is the same whether or not the run was stopped before it
         rng = np.random.default_rng([loop.seed, step])
-        whole = rng.random() >= step / max(1.0, self._warm_up * total) if total else True
+        warm = self._warm_up * self.max_epochs * self.steps(loop)
+        whole = rng.random() >= step / max(1.0, warm)
         space = self._shared.space
         self._shared.chosen = space.decode(space.widest(rng) if whole else space.sampled(rng))
+        return loop.descend(batch, target)
 
 
 class Evolve(SearchPhase):
@@ -79,15 +69,11 @@ class Evolve(SearchPhase):
         return iter(())
 
     def end_epoch(self, loop: Loop, epoch: int) -> Metrics:
-        fit, judge = self.parts(loop)
-        rows = [
-            _first_batches(part, count, loop, number)
-            for number, (part, count) in enumerate(
-                ((fit, self._fit_rows), (judge, self._judge_rows))
-            )
-        ]
+        rest, searched = self.parts(loop)
+        fit = _first_batches(rest, self._fit_rows, loop, loop.seed)
+        judge = _first_batches(searched, self._judge_rows, loop, loop.seed + 1)
         rng = np.random.default_rng([loop.seed, epoch])
-        new = self.evolution.generation(lambda genome: self._score(genome, *rows), rng, epoch)
+        new = self.evolution.generation(lambda genome: self._score(genome, fit, judge), rng, epoch)
         ranked = self.evolution.ranked()
         self._shared.chosen = self._shared.space.decode(self.evolution.genomes[ranked[0]])
         latest = self.evolution.scores[-new:] if new else [float("nan")]
@@ -132,10 +118,10 @@ class Evolve(SearchPhase):
         return logloss(truth, last.predict_proba((asked - centre) / scale)[:, 1], weights)
 
 
-def _first_batches(rows: Rows, count: int, loop: Loop, number: int) -> list[tuple[Batch, Target]]:
+def _first_batches(rows: Rows, count: int, loop: Loop, seed: int) -> list[tuple[Batch, Target]]:
     """Batches of ``count`` random rows, the same in every generation."""
     size = min(loop.config.batch_size, count)
-    stream = rows.batches(size, shuffle=True, seed=loop.seed + number, epoch=0, start=0)
+    stream = rows.batches(size, shuffle=True, seed=seed, epoch=0, start=0)
     found, held = [], 0
     for batch, target in stream:
         found.append((batch, target))

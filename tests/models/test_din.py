@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -256,6 +257,17 @@ def test_sparse_tables_train_alike() -> None:
     torch.testing.assert_close(*grads)
 
 
+def descend(din: Any, rows: Callable[[int], tuple[Batch, Tensor]], *, steps: int) -> None:
+    """Trains on fresh rows at every step."""
+    adam = torch.optim.Adam(din.parameters(), lr=0.01)
+    for _ in range(steps):
+        data, label = rows(256)
+        adam.zero_grad()
+        F.binary_cross_entropy_with_logits(din(data), label).backward()
+        adam.step()
+    din.eval()
+
+
 def test_planted_same_category_task() -> None:
     """A click wants an item of the candidate's category in the history: the candidate is learned to
     attend to its own kind, which a mean of the history cannot show."""
@@ -277,13 +289,7 @@ def test_planted_same_category_task() -> None:
 
     keys = {"histories": None, "attention_units": [16], "attention_activation": "dice"}
     din = model(fields=fields, softmax=True, **keys).train()
-    adam = torch.optim.Adam(din.parameters(), lr=0.01)
-    for _ in range(400):
-        data, label = rows(256)
-        adam.zero_grad()
-        F.binary_cross_entropy_with_logits(din(data), label).backward()
-        adam.step()
-    din.eval()
+    descend(din, rows, steps=400)
     table = din.embedding.tables[0].weight
     hits = []
     for candidate in range(items):
@@ -330,13 +336,7 @@ def test_planted_ratings_of_the_own_kind() -> None:
         pair = {"candidate": ["kind"], "sequence": ["seen", "rated"]}
         units = {"attention_units": [16]} if pooling == "attention" else {}
         din = model(fields=fields, histories=[pair], pooling=pooling, **units).train()
-        adam = torch.optim.Adam(din.parameters(), lr=0.01)
-        for _ in range(300):
-            data, label = rows(256)
-            adam.zero_grad()
-            F.binary_cross_entropy_with_logits(din(data), label).backward()
-            adam.step()
-        din.eval()
+        descend(din, rows, steps=300)
         with torch.no_grad():
             data, label = rows(4096)
             right[pooling] = float(((din(data) > 0).float() == label).float().mean())
