@@ -1,11 +1,12 @@
 """The gradient of `attention_kernel.attend_rows`, by the same chunks of rows."""
 
+import math
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-from recsys.layers.attention_kernel import chunk_rows, exp_scores
+from recsys.layers.attention_kernel import chunk_rows, exp_scores, padded_keys
 from recsys.layers.attention_products import Products, by_part
 
 
@@ -34,7 +35,8 @@ def backward_rows(
     O, the mixed values, is the output less R: where the final ReLU cut it off, g is zero.
 
     With dropout, ``g = dO / (keep s)`` and ``K = E * kept``: ``dV = K^T g`` and
-    ``dS = K * (g V^T) - E * <dO, O> / s``.
+    ``dS = K * (g V^T) - E * <dO, O> / s``. Scores are in units of ln 2, so their gradients are
+    ``ln 2`` times these.
     """
     batch, fields, width = x.shape[0], x.shape[1], x.shape[2]
     blocks, total = weight.shape[0], weight.shape[1]
@@ -43,14 +45,17 @@ def backward_rows(
     rows = min(batch, chunk_rows(fields, heads, blocks * total))
     products = Products(w, rows * fields, narrow)
     grads_buffer = x.new_empty(blocks * heads * rows * fields * d)
-    scores_buffer = x.new_empty(heads * rows, fields, fields)
+    padded = padded_keys(fields)
+    keys_buffer = x.new_zeros(heads * rows, padded, d)
+    scores_buffer = x.new_empty(heads * rows, fields, padded)
     grad_scores_buffer = torch.empty_like(scores_buffer)
-    kept_buffer = torch.empty_like(scores_buffer if kept is not None else scores_buffer[:0])
+    kept_buffer = x.new_empty(heads * rows if kept is not None else 0, fields, fields)
     grad_sum_buffer = x.new_empty(rows, fields, total)
     weighted_buffer = x.new_empty(rows, fields, total)
     dots_buffer = x.new_empty(rows * fields * heads)
     scaled_buffer = x.new_empty(heads * rows, fields, d + 1)  # [g, -<g, O>]
-    values_buffer = x.new_ones(heads * rows, fields, d + 1)  # [V, 1]
+    log_2 = math.log(2.0)
+    values_buffer = x.new_full([heads * rows, padded, d + 1], log_2)  # ln 2 [V, 1]
     minus = x.new_full([d], -1.0)
     grad_w = torch.zeros_like(w)
     for start in range(0, batch, max(rows, 1)):
@@ -80,18 +85,19 @@ def backward_rows(
         torch.mv(weighted.view(n * fields * heads, d), minus, out=dots)
         row_sums = sums[:, start : start + n].unsqueeze(3)  # (H, n, F, 1)
         minus_dots = dots.view(n, fields, heads).permute(2, 0, 1).unsqueeze(3)
-        scores, grad_scores = scores_buffer[: heads * n], grad_scores_buffer[: heads * n]
-        exp_scores(parts[0], parts[1], scores, shift)
+        scores = exp_scores(parts[0], parts[1], keys_buffer, scores_buffer, shift)
+        grad_scores_padded = grad_scores_buffer[: heads * n]
+        grad_scores = grad_scores_padded[:, :, :fields]
         scaled, values = scaled_buffer[: heads * n], values_buffer[: heads * n]
+        torch.mul(parts[2], log_2, out=values[:, :fields, :d])
         g, last = scaled[:, :, :d], scaled[:, :, d:]
         torch.div(grad_heads, row_sums, out=g.view(heads, n, fields, d))
         torch.div(minus_dots, row_sums, out=last.view(heads, n, fields, 1))
         grads = grads_buffer[: blocks * heads * n * fields * d].view(blocks, heads * n, fields, d)
         if kept is None:
-            values[:, :, :d] = parts[2]
             torch.bmm(scores.transpose(1, 2), g, out=grads[2])
-            torch.bmm(scaled, values.transpose(1, 2), out=grad_scores)
-            grad_scores.mul_(scores)
+            torch.bmm(scaled, values.transpose(1, 2), out=grad_scores_padded)
+            grad_scores_padded.mul_(scores_buffer[: heads * n])
         else:
             g.div_(keep)
             kept_scores = kept_buffer[: heads * n]
@@ -101,8 +107,8 @@ def backward_rows(
                 out=kept_scores.view(heads, n, fields, fields),
             )
             torch.bmm(kept_scores.transpose(1, 2), g, out=grads[2])
-            torch.bmm(g, parts[2].transpose(1, 2), out=grad_scores)
-            grad_scores.mul_(kept_scores).addcmul_(scores, last)
+            torch.bmm(g, values[:, :, :d].transpose(1, 2), out=grad_scores_padded)
+            grad_scores.mul_(kept_scores).addcmul_(scores, last, value=log_2)
         torch.bmm(grad_scores, parts[1], out=grads[0])
         torch.bmm(grad_scores.transpose(1, 2), parts[0], out=grads[1])
         if blocks == 4:
@@ -117,5 +123,5 @@ def backward_rows(
             grad_x_chunk.zero_()
         products.backward(flat, x_flat, grad_x_chunk.view(n * fields, width), grad_w)
     grad_weight = grad_w.view(blocks, total, width)
-    grad_weight[0] *= factor
+    grad_weight[0] *= factor / log_2
     return grad_weight

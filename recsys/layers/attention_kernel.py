@@ -9,6 +9,10 @@ this file gives the same numbers several times faster on a CPU (`benchmarks/atte
 - Softmax is evaluated as exponentiate, multiply by the values, divide by the sums of the rows.
   A softmax is the same under any shift, so none is applied unless a row's sum leaves the range
   where float32 is exact to rounding; then the rows are done again, shifted by their maxima.
+- Scores are in units of ln 2, and powers are of 2: `torch.exp2` takes a quarter of the time of
+  `torch.exp` on an AMD EPYC. The factor joins that of the queries.
+- Keys are padded to a multiple of four fields: with 39 of them, a product by the keys takes 1.45
+  times as long as with 40. Nothing reads what the padding gives.
 - Training stores input, output, row sums and, with dropout, which weights were kept; the backward
   pass recomputes scores per chunk (`attention_backward`).
 - Everything is TorchScript: bundles carry `attend`, and `attention_function` runs the loops over
@@ -112,7 +116,9 @@ def attend_rows(
     d = total // heads
     rows = min(batch, chunk_rows(fields, heads, blocks * total))
     products = Products(by_part(weight, heads, factor), rows * fields, narrow)
-    scores_buffer = x.new_empty(heads * rows, fields, fields)
+    padded = padded_keys(fields)
+    keys_buffer = x.new_zeros(heads * rows, padded, d)
+    scores_buffer = x.new_empty(heads * rows, fields, padded)
     mixed_buffer = x.new_empty(heads * rows, fields, d)
     merged_buffer = x.new_empty(rows, fields, total)
     ones = x.new_ones(fields)
@@ -121,11 +127,12 @@ def attend_rows(
         x_chunk, out_chunk = x[start : start + n], out[start : start + n]
         projected = products.project(x_chunk.reshape(n * fields, width), relu_projections)
         parts = projected.view(blocks, heads * n, fields, d)
-        scores, mixed = scores_buffer[: heads * n], mixed_buffer[: heads * n]
-        exp_scores(parts[0], parts[1], scores, shift)
+        mixed = mixed_buffer[: heads * n]
+        scores = exp_scores(parts[0], parts[1], keys_buffer, scores_buffer, shift)
         sums_chunk = sums[:, start : start + n]
+        by_field = scores_buffer.view(-1, padded)[:, :fields]  # (H n F, F)
         for head in range(heads):
-            by_head = scores[head * n : head * n + n].view(n * fields, fields)
+            by_head = by_field[head * n * fields : (head + 1) * n * fields]
             torch.mv(by_head, ones, out=sums_chunk[head].view(n * fields))
         if kept is not None:
             scores.view(heads, n, fields, fields).mul_(kept[:, start : start + n])
@@ -148,9 +155,21 @@ def attend_rows(
             out_chunk.relu_()
 
 
-def exp_scores(queries: Tensor, keys: Tensor, scores: Tensor, shift: bool) -> None:
-    """Fills ``scores`` (n, F, F) with ``exp(Q K^T)``, shifted by row maxima if ``shift``."""
-    torch.bmm(queries, keys.transpose(1, 2), out=scores)
+def padded_keys(fields: int) -> int:
+    """Keys of ``fields`` fields in a product: the next multiple of four."""
+    return (fields + 3) // 4 * 4
+
+
+def exp_scores(
+    queries: Tensor, keys: Tensor, keys_buffer: Tensor, scores_buffer: Tensor, shift: bool
+) -> Tensor:
+    """``2^(Q K^T)`` of (n, F, d) each, shifted by row maxima if ``shift``: (n, F, F), a view of
+    ``scores_buffer`` (N, F, P). ``keys_buffer`` (N, P, d) is zero behind the fields."""
+    n, fields = queries.shape[0], queries.shape[1]
+    padded, scores = keys_buffer[:n], scores_buffer[:n]
+    padded[:, :fields] = keys
+    torch.bmm(queries, padded.transpose(1, 2), out=scores)
     if shift:
-        scores.sub_(scores.amax(dim=2, keepdim=True))
-    scores.exp_()
+        scores.sub_(scores[:, :, :fields].amax(dim=2, keepdim=True))
+    scores.exp2_()
+    return scores[:, :, :fields]

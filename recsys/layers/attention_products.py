@@ -9,6 +9,8 @@ with AMX multiplies bfloat16 several times faster, but rounding and laying out a
 over the projections, so it pays from an input width of 64 on (`worth_narrowing`).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,9 +25,8 @@ def worth_narrowing(width: int) -> bool:
 
 
 def by_part(weight: Tensor, heads: int, factor: float) -> Tensor:
-    """``(blocks, d', D) -> (parts, d, D)``, Q times ``factor``."""
-    if factor != 1.0:
-        weight = torch.cat([weight[:1] * factor, weight[1:]])
+    """``(blocks, d', D) -> (parts, d, D)``, Q times ``factor / ln 2``, for powers of 2."""
+    weight = torch.cat([weight[:1] * (factor / math.log(2.0)), weight[1:]])
     blocks, total, width = weight.shape[0], weight.shape[1], weight.shape[2]
     return weight.reshape(blocks * heads, total // heads, width)
 

@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "autoint_official": {
         "name": "autoint",
         "hidden_units": [],
+        "attention_dim": 16,  # a layer norm of few numbers magnifies rounding
         "scale": True,
         "residual": "projected",
         "relu_projections": True,
