@@ -44,6 +44,7 @@ from recsys.training.tracking import NullTracker
 from recsys.training.trainer import Trainer
 from recsys.types import Batch, Target
 from serving.batch import score
+from serving.process import keep_freed_memory
 
 CLIP_NORM = 10.0  # the default of FuxiCTR's loop
 PACKAGES = ("pyarrow", "polars", "numpy")
@@ -190,6 +191,7 @@ def predict(job: Job) -> None:
 
 if __name__ == "__main__":
     task = parse_job()
+    keep_freed_memory()  # as both command lines do
     {"ingest": ingest, "train": train, "export": export_bundle, "predict": predict}[task.stage](
         task
     )

@@ -186,7 +186,9 @@ def main() -> None:
     from recsys.bundle import VerifyError
     from recsys.training.trainer import Interrupted
     from serving.errors import InputError
+    from serving.process import keep_freed_memory
 
+    keep_freed_memory()
     try:
         app()
     except InputError as error:

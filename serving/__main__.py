@@ -8,12 +8,14 @@ from typing import List, Sequence
 
 from serving.batch import BATCH_ROWS, score
 from serving.errors import InputError
+from serving.process import keep_freed_memory
 from serving.topk import open_scorer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0 (done), 1 (failed) or 2 (bad input, one line on stderr)."""
     arguments = _parser().parse_args(argv)
+    keep_freed_memory()
     try:
         scorer = open_scorer(arguments.bundle, arguments.threads, k=arguments.k)
         report = score(

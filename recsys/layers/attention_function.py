@@ -68,7 +68,7 @@ class Attend(torch.autograd.Function):
         flags = (heads, factor, relu_projections, add_input, final_relu, keep, narrow)
         inputs, w = x.detach().contiguous(), weight.detach()
         out, sums = x.new_empty(batch, fields, w.shape[1]), x.new_empty(heads, batch, fields)
-        chunk = chunk_rows(fields, heads, w.shape[0] * w.shape[1])
+        chunk = chunk_rows(fields, w.shape[0] * w.shape[1])
         run = compiled(attend_rows)
 
         def rows(a: int, b: int, shift: bool) -> None:

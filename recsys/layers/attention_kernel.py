@@ -4,8 +4,8 @@ One definition, two evaluations: `InteractingLayer` writes the mathematics with 
 this file gives the same numbers several times faster on a CPU (`benchmarks/attention.py`).
 
 - Rows go through in chunks, so score matrices and projections never leave the L2 cache of a core.
-- Projections lie head by head (`attention_products`), so every product is one batched product
-  over all heads of a chunk.
+- The projections of a chunk are one product (`attention_products`); then every head goes all the
+  way in turn, so that its scores are still in the cache where they are used.
 - Softmax is evaluated as exponentiate, multiply by the values, divide by the sums of the rows.
   A softmax is the same under any shift, so none is applied unless a row's sum leaves the range
   where float32 is exact to rounding; then the rows are done again, shifted by their maxima.
@@ -19,7 +19,7 @@ this file gives the same numbers several times faster on a CPU (`benchmarks/atte
   chunks compiled, out of Python.
 """
 
-from typing import Optional
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -27,18 +27,18 @@ from torch import Tensor
 from recsys.layers.attention_products import Products, by_part
 
 
-def chunk_rows(fields: int, heads: int, projected: int) -> int:
+def chunk_rows(fields: int, projected: int) -> int:
     """Rows per chunk for ``fields`` fields and ``projected`` floats of projections per field.
 
-    300 k floats of projections and scores, and the buffers beside them, fill the 2 MB of L2 of
-    one core.
+    300 k floats of projections and of one head's scores, and the buffers beside them, fill the
+    2 MB of L2 of one core.
 
     **Example**
 
-    >>> chunk_rows(39, 2, 96)
-    44
+    >>> chunk_rows(39, 96)
+    56
     """
-    return max(1, 300_000 // (fields * (heads * fields + projected)))
+    return max(1, 300_000 // (fields * (fields + projected)))
 
 
 def attend(
@@ -111,42 +111,71 @@ def attend_rows(
     ``narrow``: products with ``weight`` in bfloat16. ``shift``: scores less their row maxima, safe
     at any size.
     """
-    batch, fields, width = x.shape[0], x.shape[1], x.shape[2]
-    blocks, total = weight.shape[0], weight.shape[1]
+    projected = weight.shape[0] * weight.shape[1]
+    for first, last, rows in spans(x.shape[0], chunk_rows(x.shape[1], projected)):
+        attend_chunks(
+            x[first:last],
+            weight,
+            None if kept is None else kept[:, first:last],
+            out[first:last],
+            sums[:, first:last],
+            rows,
+            heads,
+            factor,
+            relu_projections,
+            add_input,
+            final_relu,
+            keep,
+            narrow,
+            shift,
+        )
+
+
+def attend_chunks(
+    x: Tensor,
+    weight: Tensor,
+    kept: Optional[Tensor],
+    out: Tensor,
+    sums: Tensor,
+    rows: int,
+    heads: int,
+    factor: float,
+    relu_projections: bool,
+    add_input: bool,
+    final_relu: bool,
+    keep: float,
+    narrow: bool,
+    shift: bool,
+) -> None:
+    """`attend_rows` of whole chunks of ``rows`` rows: every buffer and view is made once."""
+    fields, width, blocks, total = x.shape[1], x.shape[2], weight.shape[0], weight.shape[1]
     d = total // heads
-    rows = min(batch, chunk_rows(fields, heads, blocks * total))
-    products = Products(by_part(weight, heads, factor), rows * fields, narrow)
-    padded = padded_keys(fields)
-    keys_buffer = x.new_zeros(heads * rows, padded, d)
-    scores_buffer = x.new_empty(heads * rows, fields, padded)
-    mixed_buffer = x.new_empty(heads * rows, fields, d)
-    merged_buffer = x.new_empty(rows, fields, total)
+    products = Products(by_part(weight, factor), rows * fields, narrow)
+    parts = products.projected.view(rows, fields, blocks, heads, d)
+    scores = Scores(parts)
+    weights = scores.view.flatten(0, 1)  # (n F, F)
+    values = parts[:, :, 2].unbind(2)
+    residuals = parts[:, :, 3 if blocks == 4 else 0].unbind(2)
+    mixed = x.new_empty(rows, fields, d)
+    merged = x.new_empty(rows, fields, total)
+    mixed_heads = merged.split(d, dim=2)
     ones = x.new_ones(fields)
-    for start in range(0, batch, max(rows, 1)):
-        n = min(rows, batch - start)
-        x_chunk, out_chunk = x[start : start + n], out[start : start + n]
-        projected = products.project(x_chunk.reshape(n * fields, width), relu_projections)
-        parts = projected.view(blocks, heads * n, fields, d)
-        mixed = mixed_buffer[: heads * n]
-        scores = exp_scores(parts[0], parts[1], keys_buffer, scores_buffer, shift)
-        sums_chunk = sums[:, start : start + n]
-        by_field = scores_buffer.view(-1, padded)[:, :fields]  # (H n F, F)
+    for start in range(0, x.shape[0], rows):
+        x_chunk = x[start : start + rows]
+        products.project(x_chunk.view(rows * fields, width), relu_projections)
+        sums_chunk = sums[:, start : start + rows].unbind(0)
         for head in range(heads):
-            by_head = by_field[head * n * fields : (head + 1) * n * fields]
-            torch.mv(by_head, ones, out=sums_chunk[head].view(n * fields))
-        if kept is not None:
-            scores.view(heads, n, fields, fields).mul_(kept[:, start : start + n])
-            scores.mul_(1 / keep)
-        torch.bmm(scores, parts[2], out=mixed)
-        # Head by head: torch would take the heads of one vector in turn, in steps of d.
-        merged = merged_buffer[:n]
-        for head in range(heads):
-            a, b, first = head * d, head * d + d, head * n
-            row_sums = sums_chunk[head].unsqueeze(2)  # (n, F, 1)
-            torch.div(mixed[first : first + n], row_sums, out=merged[:, :, a:b])
+            scores.exponentiate(head, shift)
+            row_sums = sums_chunk[head]
+            torch.mv(weights, ones, out=row_sums.view(rows * fields))
+            if kept is not None:
+                scores.view.mul_(kept[head, start : start + rows]).mul_(1 / keep)
+            torch.bmm(scores.view, values[head], out=mixed)
+            torch.div(mixed, row_sums.unsqueeze(2), out=mixed_heads[head])
             if blocks == 4:
-                merged[:, :, a:b].add_(parts[3, first : first + n])
+                mixed_heads[head].add_(residuals[head])
         # ``out`` is not in the cache: it is written once, in order.
+        out_chunk = out[start : start + rows]
         if add_input:
             torch.add(merged, x_chunk, out=out_chunk)
         else:
@@ -155,21 +184,43 @@ def attend_rows(
             out_chunk.relu_()
 
 
-def padded_keys(fields: int) -> int:
-    """Keys of ``fields`` fields in a product: the next multiple of four."""
-    return (fields + 3) // 4 * 4
+def spans(batch: int, rows: int) -> List[Tuple[int, int, int]]:
+    """``batch`` rows as chunks of ``rows``, and the rest as one: (first, last, rows of a chunk).
+
+    **Example**
+
+    >>> spans(100, 44), spans(30, 44)
+    ([(0, 88, 44), (88, 100, 12)], [(0, 30, 30)])
+    """
+    whole, rest = batch // rows * rows, batch % rows
+    found: List[Tuple[int, int, int]] = []
+    if whole > 0:
+        found.append((0, whole, rows))
+    if rest > 0:
+        found.append((whole, batch, rest))
+    return found
 
 
-def exp_scores(
-    queries: Tensor, keys: Tensor, keys_buffer: Tensor, scores_buffer: Tensor, shift: bool
-) -> Tensor:
-    """``2^(Q K^T)`` of (n, F, d) each, shifted by row maxima if ``shift``: (n, F, F), a view of
-    ``scores_buffer`` (N, F, P). ``keys_buffer`` (N, P, d) is zero behind the fields."""
-    n, fields = queries.shape[0], queries.shape[1]
-    padded, scores = keys_buffer[:n], scores_buffer[:n]
-    padded[:, :fields] = keys
-    torch.bmm(queries, padded.transpose(1, 2), out=scores)
-    if shift:
-        scores.sub_(scores[:, :, :fields].amax(dim=2, keepdim=True))
-    scores.exp2_()
-    return scores[:, :, :fields]
+class Scores:
+    """Powers of 2 of the scores of one head at a time, of projections ``(n, F, blocks, H, d)``.
+
+    ``view`` is ``(n, F, F)``, the part of ``padded`` (n, F, P) that is not padding."""
+
+    def __init__(self, parts: Tensor) -> None:
+        rows, fields, d = parts.shape[0], parts.shape[1], parts.shape[4]
+        size = (fields + 3) // 4 * 4
+        self.queries = parts[:, :, 0].unbind(2)
+        self.keys = parts[:, :, 1].unbind(2)
+        padded_keys = parts.new_zeros(rows, size, d)
+        self.keys_buffer = padded_keys[:, :fields]
+        self.keys_t = padded_keys.transpose(1, 2)
+        self.padded = parts.new_empty(rows, fields, size)
+        self.view = self.padded[:, :, :fields]
+
+    def exponentiate(self, head: int, shift: bool) -> None:
+        """``2^(Q K^T)`` of ``head`` into ``view``, shifted by the maxima of rows if ``shift``."""
+        self.keys_buffer.copy_(self.keys[head])
+        torch.bmm(self.queries[head], self.keys_t, out=self.padded)
+        if shift:
+            self.padded.sub_(self.view.amax(dim=2, keepdim=True))
+        self.padded.exp2_()

@@ -1,12 +1,13 @@
 """The products of attention with its weights, forward and backward, in float32 or bfloat16.
 
-Projections lie head by head, ``(parts, n F, d)`` with parts = blocks x heads: a head of Q, K, V or
-R is then one contiguous block, and one batched product does all heads of a chunk of rows.
+The projections of a vector lie side by side, ``(M, parts d)`` with parts = blocks x heads (Q, K, V,
+R, head by head): one wide product makes them all, at 63 to 90 GFLOP/s a core, where one of 16
+columns for each part reaches 50 (AMD EPYC).
 
 In bfloat16 (``narrow``) the operands of the products with weights are rounded to it, as autocast
 does in `torch.nn.Linear`; sums inside a product, and all that lies between, stay float32. A CPU
-with AMX multiplies bfloat16 several times faster, but rounding and laying out anew cost two passes
-over the projections, so it pays from an input width of 64 on (`worth_narrowing`).
+with AMX multiplies bfloat16 several times faster, but rounding costs two passes over the
+projections, so it pays from an input width of 64 on (`worth_narrowing`).
 """
 
 import math
@@ -24,58 +25,47 @@ def worth_narrowing(width: int) -> bool:
     return width >= 64
 
 
-def by_part(weight: Tensor, heads: int, factor: float) -> Tensor:
-    """``(blocks, d', D) -> (parts, d, D)``, Q times ``factor / ln 2``, for powers of 2."""
-    weight = torch.cat([weight[:1] * (factor / math.log(2.0)), weight[1:]])
-    blocks, total, width = weight.shape[0], weight.shape[1], weight.shape[2]
-    return weight.reshape(blocks * heads, total // heads, width)
+def by_part(weight: Tensor, factor: float) -> Tensor:
+    """``(blocks, d', D) -> (blocks d', D)``, Q times ``factor / ln 2``, for powers of 2."""
+    scaled = torch.cat([weight[:1] * (factor / math.log(2.0)), weight[1:]])
+    return scaled.flatten(0, 1)
 
 
 class Products:
-    """Products of chunks of up to ``vectors`` vectors (rows x fields) with ``parts`` (P, d, D)."""
+    """Products of chunks of ``vectors`` vectors (rows x fields) with ``weight`` (P, D).
 
-    def __init__(self, parts: Tensor, vectors: int, narrow: bool) -> None:
-        count, d, width = parts.shape[0], parts.shape[1], parts.shape[2]
+    ``projected`` (vectors, P) holds what `project` made last."""
+
+    def __init__(self, weight: Tensor, vectors: int, narrow: bool) -> None:
+        parts, width = weight.shape[0], weight.shape[1]
         self.narrow = narrow
-        self.parts = parts
-        self.columns = parts.transpose(1, 2).contiguous()  # (P, D, d)
-        self.projected = parts.new_empty(vectors * count * d)
+        self.weight = weight.to(torch.bfloat16) if narrow else weight
+        self.projected = weight.new_empty(vectors, parts)
         size = vectors if narrow else 0
-        flat = parts.view(count * d, width)
-        self.flat = flat.to(torch.bfloat16) if narrow else flat
-        self.x = self.flat.new_empty(size, width)
-        self.wide = self.flat.new_empty(size, count * d)
-        self.grad_x = self.flat.new_empty(size, width)
+        self.x = self.weight.new_empty(size, width)
+        self.wide = self.weight.new_empty(size, parts)
+        self.grad_x = self.weight.new_empty(size, width)
 
-    def project(self, x: Tensor, relu: bool) -> Tensor:
-        """Vectors ``(M, D)`` through every part: ``(P, M, d)``, valid until the next call."""
-        vectors = x.shape[0]
-        count, d = self.parts.shape[0], self.parts.shape[1]
-        projected = self.projected[: count * vectors * d].view(count, vectors, d)
+    def project(self, x: Tensor, relu: bool) -> None:
+        """Vectors ``(M, D)`` times all weights, into ``projected``."""
         if self.narrow:
-            narrow_x, wide = self.x[:vectors], self.wide[:vectors]
-            narrow_x.copy_(x)
-            torch.mm(narrow_x, self.flat.t(), out=wide)
-            projected.copy_(wide.view(vectors, count, d).transpose(0, 1))
+            self.x.copy_(x)
+            torch.mm(self.x, self.weight.t(), out=self.wide)
+            self.projected.copy_(self.wide)
         else:
-            torch.bmm(x.unsqueeze(0).expand(count, -1, -1), self.columns, out=projected)
+            torch.mm(x, self.weight.t(), out=self.projected)
         if relu:
-            projected.relu_()
-        return projected
+            self.projected.relu_()
 
-    def backward(self, grads: Tensor, x: Tensor, grad_x: Tensor, grad_parts: Tensor) -> None:
-        """From ``grads`` (P, M, d) at `project` of ``x``: adds to ``grad_x`` (M, D) and to
-        ``grad_parts`` (P, d, D)."""
-        count, vectors, d = grads.shape[0], grads.shape[1], grads.shape[2]
+    def backward(self, grads: Tensor, x: Tensor, grad_x: Tensor, grad_weight: Tensor) -> None:
+        """From ``grads`` (M, P) at `project` of ``x``: adds to ``grad_x`` (M, D) and to
+        ``grad_weight`` (P, D)."""
         if self.narrow:
-            narrow_x, wide = self.x[:vectors], self.wide[:vectors]
-            wide.view(vectors, count, d).transpose(0, 1).copy_(grads)
-            narrow_grad = self.grad_x[:vectors]
-            torch.mm(wide, self.flat, out=narrow_grad)
-            grad_x.add_(narrow_grad)
-            narrow_x.copy_(x)
-            grad_parts.add_(torch.mm(wide.t(), narrow_x).view(grad_parts.shape))
+            self.wide.copy_(grads)
+            torch.mm(self.wide, self.weight, out=self.grad_x)
+            grad_x.add_(self.grad_x)
+            self.x.copy_(x)
+            grad_weight.add_(torch.mm(self.wide.t(), self.x))
         else:
-            for part in range(count):
-                grad_x.addmm_(grads[part], self.parts[part])
-            grad_parts.baddbmm_(grads.transpose(1, 2), x.unsqueeze(0).expand(count, -1, -1))
+            grad_x.addmm_(grads, self.weight)
+            grad_weight.addmm_(grads.t(), x)

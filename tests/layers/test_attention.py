@@ -83,8 +83,11 @@ def test_kernel_over_several_chunks(fields: int) -> None:
     plain, fast = net.forward_with_attention(x)[0], net(x)
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     toward = torch.randn_like(plain)
-    expected = torch.autograd.grad(plain, (x, net.weight), toward)
     ours = torch.autograd.grad(fast, (x, net.weight), toward)
+    # Sums over 150,000 fields: in float32 the definition is further from the truth than the kernel.
+    exact, x = net.double(), x.detach().double().requires_grad_()
+    plain = exact.forward_with_attention(x)[0]
+    expected = torch.autograd.grad(plain, (x, exact.weight), toward.double())
     for a, b in zip(ours, expected, strict=True):
         assert ((a - b).abs().max() / b.abs().max()).item() < 1e-5
 
