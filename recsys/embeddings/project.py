@@ -13,13 +13,21 @@ class Projections(nn.Module):
     **Shape:** (..., n, d), blocks (n,) -> (..., n, D).
     """
 
-    def __init__(self, *, blocks: int, width: int, dim: int, orthonormal: bool) -> None:
+    weight: Tensor
+
+    def __init__(
+        self, *, blocks: int, width: int, dim: int, orthonormal: bool, trained: bool
+    ) -> None:
         super().__init__()
         bound = sqrt(6 / (width + dim))  # Xavier, for each block on its own
-        self.weight = nn.Parameter(torch.empty(blocks, width, dim).uniform_(-bound, bound))
+        weight = torch.empty(blocks, width, dim).uniform_(-bound, bound)
         if orthonormal:
-            for block in self.weight.detach():
+            for block in weight:
                 nn.init.orthogonal_(block)
+        if trained:
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
 
     def forward(self, vectors: Tensor, blocks: Tensor) -> Tensor:
         weight = self.weight.index_select(0, blocks)  # (n, d, D)
@@ -57,12 +65,15 @@ class ProjectRows(nn.Module):
         places: Sequence[Sequence[Tuple[int, int]]],
         singles: int,
         orthonormal: bool,
+        trained: bool,
     ) -> None:
         super().__init__()
         self.projections = nn.ModuleList(
             WholeWidth()
             if width == dim
-            else Projections(blocks=len(rows), width=width, dim=dim, orthonormal=orthonormal)
+            else Projections(
+                blocks=len(rows), width=width, dim=dim, orthonormal=orthonormal, trained=trained
+            )
             for width, rows in zip(widths, sizes, strict=True)
         )
         self._sizes = [list(rows) for rows in sizes]

@@ -120,7 +120,7 @@ def planted_auc(world: World, *, steps: int = 250) -> float:
     torch.manual_seed(config.seed)
     kind = MODELS[config.model.name]
     dims = kind.tables(config.model, config.embedding.embedding_dim)
-    train = config.train.model_copy(update={"learning_rate": 0.02})
+    train = config.train.model_copy(update={"learning_rate": 0.01})
     id_map, layers = build_embeddings(config.embedding, fields, dims, train=train)
     model = kind(config.model, tuple(fields), layers)
     optimizers = build_optimizers(model, train)

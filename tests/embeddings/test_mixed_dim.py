@@ -151,6 +151,8 @@ def test_popularity_blocks() -> None:
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(ValidationError, match="alpha or budget, not both"):
         config({"method": "mixed_dim", "alpha": 0.1, "budget": 0.5})
+    with pytest.raises(ValidationError, match="fixed needs init: orthonormal"):
+        config({"method": "mixed_dim", "projections": "fixed"})
     with pytest.raises(ValidationError, match="cuts must rise"):
         config({"method": "mixed_dim", "blocks": {"a": {"cuts": [0.5, 0.1]}}})
     with pytest.raises(InputError, match=r"blocks\.gone: no feature"):
@@ -193,6 +195,26 @@ def test_orthonormal_start_is_that_of_a_full_table() -> None:
     for weight in layer.combine.parameters():
         for block in weight:
             torch.testing.assert_close(block @ block.T, torch.eye(len(block)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["mixed_dim", "low_rank"])
+def test_fixed_projections_stay_and_rows_learn(method: str) -> None:
+    tree = {"method": method, "embedding_dim": 16, "init": "orthonormal", "projections": "fixed"}
+    sizes, train = (10, 400, 3000), TrainConfig(learning_rate=0.1)
+    layer = build(tree, fields(sizes))[1]["main"]
+    trained = build({**tree, "projections": "trained"}, fields(sizes))[1]["main"]
+    ours, theirs = layer.memory(), trained.memory()
+    assert ours.stored_bytes == theirs.stored_bytes
+    assert ours.trainable_params < theirs.trainable_params
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    optimizers = build_optimizers(layer, train)
+    (layer.all_vectors(2) - 1).square().mean().backward()
+    optimizers.step()
+    moved = {name for name, old in before.items() if not torch.equal(layer.state_dict()[name], old)}
+    assert moved == {name for name in before if name.startswith("stores")} - {"stores.0.weight"}
+    copy = build(tree, fields(sizes), seed=1)[1]["main"]
+    copy.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(copy.all_vectors(2), layer.all_vectors(2), rtol=0, atol=0)
 
 
 def criteo_plan(**keys: object) -> MixedDim:
