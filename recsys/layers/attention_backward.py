@@ -99,7 +99,7 @@ def backward_chunks(
     grad = x.new_empty(rows, fields, d)
     grad_scores_padded = torch.empty_like(scores.padded)
     grad_scores = grad_scores_padded[:, :, :fields]
-    grad_scores_t, scores_t = grad_scores.transpose(1, 2), scores.view.transpose(1, 2)
+    grad_scores_t, scores_t = grad_scores.transpose(1, 2), scores.unpadded.transpose(1, 2)
     grad_mixed = x.new_empty(rows, fields, total)
     weighted = torch.empty_like(grad_mixed)  # dO * O
     dots = x.new_empty(rows * fields * heads)  # -<dO, O>
@@ -140,10 +140,10 @@ def backward_chunks(
                 grad_scores_padded.mul_(scores.padded)
             else:
                 g.div_(keep)
-                kept_scores = scores.view * kept[head, start : start + rows]
+                kept_scores = scores.unpadded * kept[head, start : start + rows]
                 torch.bmm(kept_scores.transpose(1, 2), g, out=grad)
                 torch.bmm(g, values_t, out=grad_scores_padded)
-                grad_scores.mul_(kept_scores).addcmul_(scores.view, last, value=log_2)
+                grad_scores.mul_(kept_scores).addcmul_(scores.unpadded, last, value=log_2)
             grad_values[head].copy_(grad)
             torch.bmm(grad_scores, scores.keys[head], out=grad)
             grad_queries[head].copy_(grad)

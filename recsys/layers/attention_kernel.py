@@ -153,7 +153,7 @@ def attend_chunks(
     products = Products(by_part(weight, factor), rows * fields, narrow)
     parts = products.projected.view(rows, fields, blocks, heads, d)
     scores = Scores(parts)
-    weights = scores.view.flatten(0, 1)  # (n F, F)
+    weights = scores.unpadded.flatten(0, 1)  # (n F, F)
     values = parts[:, :, 2].unbind(2)
     residuals = parts[:, :, 3 if blocks == 4 else 0].unbind(2)
     mixed = x.new_empty(rows, fields, d)
@@ -162,15 +162,15 @@ def attend_chunks(
     ones = x.new_ones(fields)
     for start in range(0, x.shape[0], rows):
         x_chunk = x[start : start + rows]
-        products.project(x_chunk.view(rows * fields, width), relu_projections)
+        products.project(x_chunk.reshape(rows * fields, width), relu_projections)
         sums_chunk = sums[:, start : start + rows].unbind(0)
         for head in range(heads):
             scores.exponentiate(head, shift)
             row_sums = sums_chunk[head]
             torch.mv(weights, ones, out=row_sums.view(rows * fields))
             if kept is not None:
-                scores.view.mul_(kept[head, start : start + rows]).mul_(1 / keep)
-            torch.bmm(scores.view, values[head], out=mixed)
+                scores.unpadded.mul_(kept[head, start : start + rows]).mul_(1 / keep)
+            torch.bmm(scores.unpadded, values[head], out=mixed)
             torch.div(mixed, row_sums.unsqueeze(2), out=mixed_heads[head])
             if blocks == 4:
                 mixed_heads[head].add_(residuals[head])
@@ -204,7 +204,7 @@ def spans(batch: int, rows: int) -> List[Tuple[int, int, int]]:
 class Scores:
     """Powers of 2 of the scores of one head at a time, of projections ``(n, F, blocks, H, d)``.
 
-    ``view`` is ``(n, F, F)``, the part of ``padded`` (n, F, P) that is not padding."""
+    ``unpadded`` is ``(n, F, F)``, the part of ``padded`` (n, F, P) that is not padding."""
 
     def __init__(self, parts: Tensor) -> None:
         rows, fields, d = parts.shape[0], parts.shape[1], parts.shape[4]
@@ -215,12 +215,12 @@ class Scores:
         self.keys_buffer = padded_keys[:, :fields]
         self.keys_t = padded_keys.transpose(1, 2)
         self.padded = parts.new_empty(rows, fields, size)
-        self.view = self.padded[:, :, :fields]
+        self.unpadded = self.padded[:, :, :fields]
 
     def exponentiate(self, head: int, shift: bool) -> None:
-        """``2^(Q K^T)`` of ``head`` into ``view``, shifted by the maxima of rows if ``shift``."""
+        """``2^(Q K^T)`` of ``head`` into ``unpadded``, less the maxima of rows if ``shift``."""
         self.keys_buffer.copy_(self.keys[head])
         torch.bmm(self.queries[head], self.keys_t, out=self.padded)
         if shift:
-            self.padded.sub_(self.view.amax(dim=2, keepdim=True))
+            self.padded.sub_(self.unpadded.amax(dim=2, keepdim=True))
         self.padded.exp2_()

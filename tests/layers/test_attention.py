@@ -200,6 +200,8 @@ def test_scripted_equals_eager(variant: str, batch: int) -> None:
         torch.testing.assert_close(scripted(x), expected, rtol=1e-5, atol=1e-6)
         with torch_threads(1):
             assert torch.equal(scripted(x), net(x))
+            strided = x.transpose(0, 1).contiguous().transpose(0, 1)
+            assert torch.equal(scripted(strided), net(strided))
     with_gradient = scripted(x.requires_grad_())  # takes the plain path
     torch.testing.assert_close(with_gradient, expected, rtol=1e-5, atol=1e-6)
     assert with_gradient.requires_grad
