@@ -15,7 +15,6 @@ from serving.topk import open_scorer
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0 (done), 1 (failed) or 2 (bad input, one line on stderr)."""
     arguments = _parser().parse_args(argv)
-    keep_freed_memory()
     try:
         scorer = open_scorer(arguments.bundle, arguments.threads, k=arguments.k)
         report = score(
@@ -68,4 +67,5 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

@@ -86,9 +86,10 @@ class ProjectedBlocks(TableMethod):
     def stored_bytes(self) -> int:
         """Bytes of all layers: tables, projections, numeric vectors, index structures."""
         words = sum(spec.rows * spec.width for d in self.dims.values() for spec in self.tables(d))
-        for dim in self.dims.values():
-            scaled = [self._scaled(width, dim) for width in self.widths]
-            words += sum(width * dim for width in scaled if width < dim)
+        if self.config.projections == "trained":  # fixed ones are buffers: `fixed_bytes` has them
+            for dim in self.dims.values():
+                scaled = [self._scaled(width, dim) for width in self.widths]
+                words += sum(width * dim for width in scaled if width < dim)
         return FLOAT_BYTES * words + self.fixed_bytes()
 
     def _scaled(self, width: int, dim: int) -> int:

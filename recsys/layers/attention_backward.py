@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recsys.layers.attention_kernel import Scores, chunk_rows, spans
-from recsys.layers.attention_products import Products, by_part
+from recsys.layers.attention_products import Products, scaled_weight
 
 
 def backward_rows(
@@ -88,7 +88,7 @@ def backward_chunks(
     fields, width, blocks, total = x.shape[1], x.shape[2], weight.shape[0], weight.shape[1]
     d = total // heads
     log_2 = math.log(2.0)
-    products = Products(by_part(weight, factor), rows * fields, narrow)
+    products = Products(scaled_weight(weight, factor), rows * fields, narrow)
     parts = products.projected.view(rows, fields, blocks, heads, d)
     scores = Scores(parts)
     values, residual = parts[:, :, 2].unbind(2), parts[:, :, blocks - 1].flatten(2)
@@ -110,6 +110,7 @@ def backward_chunks(
     values_1 = x.new_full([rows, scores.padded.shape[2], d + 1], log_2)  # ln 2 [V, 1]
     values_buffer, values_1_t = values_1[:, :fields, :d], values_1.transpose(1, 2)
     values_t = values_1[:, :, :d].transpose(1, 2)
+    kept_scores = x.new_empty(rows if kept is not None else 0, fields, fields)
     for start in range(0, x.shape[0], rows):
         x_chunk, out_chunk = x[start : start + rows], out[start : start + rows]
         x_flat = x_chunk.view(rows * fields, width)
@@ -140,7 +141,8 @@ def backward_chunks(
                 grad_scores_padded.mul_(scores.padded)
             else:
                 g.div_(keep)
-                kept_scores = scores.unpadded * kept[head, start : start + rows]
+                kept_chunk = kept[head, start : start + rows]
+                torch.mul(scores.unpadded, kept_chunk, out=kept_scores)
                 torch.bmm(kept_scores.transpose(1, 2), g, out=grad)
                 torch.bmm(g, values_t, out=grad_scores_padded)
                 grad_scores.mul_(kept_scores).addcmul_(scores.unpadded, last, value=log_2)

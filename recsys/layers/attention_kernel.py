@@ -3,7 +3,7 @@
 One definition, two evaluations: `InteractingLayer` writes the mathematics with plain operators;
 this file gives the same numbers several times faster on a CPU (`benchmarks/attention.py`).
 
-- Rows go through in chunks, so score matrices and projections never leave the L2 cache of a core.
+- Rows go through in chunks, so that score matrices and projections stay in the L2 cache of a core.
 - The projections of a chunk are one product (`attention_products`); then every head goes all the
   way in turn, so that its scores are still in the cache where they are used.
 - Softmax is evaluated as exponentiate, multiply by the values, divide by the sums of the rows.
@@ -24,14 +24,14 @@ from typing import List, Optional, Tuple
 import torch
 from torch import Tensor
 
-from recsys.layers.attention_products import Products, by_part
+from recsys.layers.attention_products import Products, scaled_weight
 
 
 def chunk_rows(fields: int, projected: int) -> int:
     """Rows per chunk for ``fields`` fields and ``projected`` floats of projections per field.
 
-    300 k floats of projections and of one head's scores, and the buffers beside them, fill the
-    2 MB of L2 of one core.
+    300 k floats of projections and of one head's scores: with the buffers beside them about the
+    2 MB of L2 of one core, and the best size where it has 1 MB, too.
 
     **Example**
 
@@ -150,7 +150,7 @@ def attend_chunks(
     """`attend_rows` of whole chunks of ``rows`` rows: every buffer and view is made once."""
     fields, width, blocks, total = x.shape[1], x.shape[2], weight.shape[0], weight.shape[1]
     d = total // heads
-    products = Products(by_part(weight, factor), rows * fields, narrow)
+    products = Products(scaled_weight(weight, factor), rows * fields, narrow)
     parts = products.projected.view(rows, fields, blocks, heads, d)
     scores = Scores(parts)
     weights = scores.unpadded.flatten(0, 1)  # (n F, F)

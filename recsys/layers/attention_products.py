@@ -1,8 +1,8 @@
 """The products of attention with its weights, forward and backward, in float32 or bfloat16.
 
-The projections of a vector lie side by side, ``(M, parts d)`` with parts = blocks x heads (Q, K, V,
-R, head by head): one wide product makes them all, at 63 to 90 GFLOP/s a core, where one of 16
-columns for each part reaches 50 (AMD EPYC).
+The projections of a vector lie side by side, Q, K, V (and R), head by head, W = blocks x d' numbers
+in all: one wide product makes them, at 63 to 90 GFLOP/s a core, where one for each block and head
+of 16 columns reaches 50 (AMD EPYC).
 
 In bfloat16 (``narrow``) the operands of the products with weights are rounded to it, as autocast
 does in `torch.nn.Linear`; sums inside a product, and all that lies between, stay float32. A CPU
@@ -25,25 +25,25 @@ def worth_narrowing(width: int) -> bool:
     return width >= 64
 
 
-def by_part(weight: Tensor, factor: float) -> Tensor:
+def scaled_weight(weight: Tensor, factor: float) -> Tensor:
     """``(blocks, d', D) -> (blocks d', D)``, Q times ``factor / ln 2``, for powers of 2."""
     scaled = torch.cat([weight[:1] * (factor / math.log(2.0)), weight[1:]])
     return scaled.flatten(0, 1)
 
 
 class Products:
-    """Products of chunks of ``vectors`` vectors (rows x fields) with ``weight`` (P, D).
+    """Products of chunks of ``vectors`` vectors (rows x fields) with ``weight`` (W, D).
 
-    ``projected`` (vectors, P) holds what `project` made last."""
+    ``projected`` (vectors, W) holds what `project` made last."""
 
     def __init__(self, weight: Tensor, vectors: int, narrow: bool) -> None:
-        parts, width = weight.shape[0], weight.shape[1]
+        total, width = weight.shape[0], weight.shape[1]
         self.narrow = narrow
         self.weight = weight.to(torch.bfloat16) if narrow else weight
-        self.projected = weight.new_empty(vectors, parts)
+        self.projected = weight.new_empty(vectors, total)
         size = vectors if narrow else 0
         self.x = self.weight.new_empty(size, width)
-        self.wide = self.weight.new_empty(size, parts)
+        self.wide = self.weight.new_empty(size, total)
         self.grad_x = self.weight.new_empty(size, width)
 
     def project(self, x: Tensor, relu: bool) -> None:
@@ -58,8 +58,8 @@ class Products:
             self.projected.relu_()
 
     def backward(self, grads: Tensor, x: Tensor, grad_x: Tensor, grad_weight: Tensor) -> None:
-        """From ``grads`` (M, P) at `project` of ``x``: adds to ``grad_x`` (M, D) and to
-        ``grad_weight`` (P, D)."""
+        """From ``grads`` (M, W) at `project` of ``x``: adds to ``grad_x`` (M, D) and to
+        ``grad_weight`` (W, D)."""
         if self.narrow:
             self.wide.copy_(grads)
             torch.mm(self.wide, self.weight, out=self.grad_x)

@@ -56,7 +56,7 @@ class Snapshot:
 
 
 def snapshot_bytes(layers: Sequence[EmbeddingLayer]) -> int:
-    """Bytes of what a `Snapshot` copies of the layers."""
+    """Bytes of the trained tensors of ``layers`` that a `Snapshot` copies."""
     return FLOAT_BYTES * sum(t.numel() for layer in layers for t in layer.trained())
 
 

@@ -75,6 +75,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "mixed_dim": {"method": "mixed_dim"},
     "mixed_dim-budget": {"method": "mixed_dim", "budget": 0.4},
+    "mixed_dim-fixed": {
+        "method": "mixed_dim",
+        "budget": 0.4,
+        "init": "orthonormal",
+        "projections": "fixed",
+    },
     "mixed_dim-blocks": {
         "method": "mixed_dim",
         "alpha": 0.5,

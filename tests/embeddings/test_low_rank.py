@@ -28,6 +28,7 @@ def test_sizes_by_hand() -> None:
     _, layers = build({"method": "low_rank", "rank": 7}, FIELDS, DIMS)
     stored = sum(layer.memory().stored_bytes for layer in layers.values())
     assert 4 * words < plan(rank=7).stored_bytes() == stored
+    assert plan(rank=7, projections="fixed").stored_bytes() == stored
     trained = sum(layer.memory().trainable_params for layer in layers.values())
     assert trained == words
     assert plan().rank == 8

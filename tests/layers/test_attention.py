@@ -137,10 +137,10 @@ def test_row_threads_pass_errors_on_and_put_threads_back() -> None:
 @pytest.mark.parametrize("final_relu", [False, True])
 def test_gradcheck(blocks: int, relu_projections: bool, final_relu: bool) -> None:
     torch.manual_seed(3)
-    x = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)  # keys are padded to 8
     weight = torch.randn(blocks, 6, 6, dtype=torch.float64, requires_grad=True)
     flags = (2, 0.7, relu_projections, blocks == 3, final_relu)
-    kept = torch.randint(2, (2, 3, 4, 4), dtype=torch.uint8)
+    kept = torch.randint(2, (2, 3, 5, 5), dtype=torch.uint8)
     for dropped in ((None, *flags, 1.0), (kept, *flags, 0.5)):
         assert torch.autograd.gradcheck(
             lambda a, w, args=dropped: Attend.apply(a, w, *args, False), (x, weight)

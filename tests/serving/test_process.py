@@ -16,7 +16,8 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 for _ in range(12):  # the first ones make the heap
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros(16 * 2**20)  # 64 MiB, freed at once
+    blocks = [torch.zeros(4 * 2**20) for _ in range(8)]  # 16 MiB each, as one step may take
+    del blocks
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(faults)
 """
@@ -27,6 +28,5 @@ def test_freed_memory_is_used_again_without_new_pages() -> None:
     def faults(how: str) -> int:
         return int(subprocess.check_output([sys.executable, "-c", PROGRAM, how], text=True))
 
-    pages = 64 * 2**20 // 4096
-    assert faults("keep") < pages / 100
-    assert faults("give back") > pages / 10  # huge pages make it fewer than all
+    # Pages may be of 4 KiB or of megabytes.
+    assert faults("give back") > 10 * (faults("keep") + 1)
