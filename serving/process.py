@@ -24,6 +24,7 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library
         return
-    mallopt(_MMAP_THRESHOLD, 32 * _MIB)  # the most that every glibc takes
+    if not mallopt(_MMAP_THRESHOLD, 1024 * _MIB):
+        mallopt(_MMAP_THRESHOLD, 32 * _MIB)  # the most that an older glibc takes
     mallopt(_TRIM_THRESHOLD, 1024 * _MIB)
     mallopt(_TOP_PAD, 64 * _MIB)
