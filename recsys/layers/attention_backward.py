@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from recsys.layers.attention_kernel import Scores, chunk_rows, spans
+from recsys.layers.attention_kernel import How, Scores, chunk_rows, spans
 from recsys.layers.attention_products import Products, scaled_weight
 
 
@@ -18,14 +18,7 @@ def backward_rows(
     out: Tensor,
     sums: Tensor,
     grad_x: Tensor,
-    heads: int,
-    factor: float,
-    relu_projections: bool,
-    add_input: bool,
-    final_relu: bool,
-    keep: float,
-    narrow: bool,
-    shift: bool,
+    how: How,
 ) -> Tensor:
     """Gradients of `attend_rows`: at ``x`` into ``grad_x``, at ``weight`` returned.
 
@@ -51,16 +44,9 @@ def backward_rows(
             grad_x[first:last],
             grad_weight,
             rows,
-            heads,
-            factor,
-            relu_projections,
-            add_input,
-            final_relu,
-            keep,
-            narrow,
-            shift,
+            how,
         )
-    grad_weight[:total] *= factor / math.log(2.0)
+    grad_weight[:total] *= how.factor / math.log(2.0)
     return grad_weight.view(blocks, total, width)
 
 
@@ -74,21 +60,15 @@ def backward_chunks(
     grad_x: Tensor,
     grad_weight: Tensor,
     rows: int,
-    heads: int,
-    factor: float,
-    relu_projections: bool,
-    add_input: bool,
-    final_relu: bool,
-    keep: float,
-    narrow: bool,
-    shift: bool,
+    how: How,
 ) -> None:
     """`backward_rows` of whole chunks of ``rows`` rows: every buffer and view is made once. Adds
     to ``grad_weight`` (blocks d', D), at the weights times the factor of the scores."""
     fields, width, blocks, total = x.shape[1], x.shape[2], weight.shape[0], weight.shape[1]
+    heads = how.heads
     d = total // heads
     log_2 = math.log(2.0)
-    products = Products(scaled_weight(weight, factor), rows * fields, narrow)
+    products = Products(scaled_weight(weight, how.factor), rows * fields, how.narrow)
     parts = products.projected.view(rows, fields, blocks, heads, d)
     scores = Scores(parts)
     values, residual = parts[:, :, 2].unbind(2), parts[:, :, blocks - 1].flatten(2)
@@ -115,14 +95,14 @@ def backward_chunks(
         x_chunk, out_chunk = x[start : start + rows], out[start : start + rows]
         x_flat = x_chunk.view(rows * fields, width)
         grad_sum = grad_out[start : start + rows]
-        if final_relu:
+        if how.final_relu:
             torch.ops.aten.threshold_backward(grad_sum, out_chunk, 0.0, grad_input=grad_mixed)
             grad_sum = grad_mixed
-        products.project(x_flat, relu_projections)
+        products.project(x_flat, how.relu_projections)
         if blocks == 4:
             torch.sub(out_chunk, residual, out=weighted).mul_(grad_sum)
             grad_residual.copy_(grad_sum.view(rows, fields, heads, d))
-        elif add_input:
+        elif how.add_input:
             torch.sub(out_chunk, x_chunk, out=weighted).mul_(grad_sum)
         else:
             torch.mul(out_chunk, grad_sum, out=weighted)
@@ -130,7 +110,7 @@ def backward_chunks(
         grad_heads = grad_sum.split(d, dim=2)
         sums_chunk = sums[:, start : start + rows].unsqueeze(3).unbind(0)
         for head in range(heads):
-            scores.exponentiate(head, shift)
+            scores.exponentiate(head, how.shift)
             row_sums = sums_chunk[head]  # (n, F, 1)
             torch.div(grad_heads[head], row_sums, out=g)
             torch.div(minus_dots[head], row_sums, out=last)
@@ -140,7 +120,7 @@ def backward_chunks(
                 torch.bmm(scaled, values_1_t, out=grad_scores_padded)
                 grad_scores_padded.mul_(scores.padded)
             else:
-                g.div_(keep)
+                g.div_(how.keep)
                 kept_chunk = kept[head, start : start + rows]
                 torch.mul(scores.unpadded, kept_chunk, out=kept_scores)
                 torch.bmm(kept_scores.transpose(1, 2), g, out=grad)
@@ -151,10 +131,10 @@ def backward_chunks(
             grad_queries[head].copy_(grad)
             torch.bmm(grad_scores_t, scores.queries[head], out=grad)
             grad_keys[head].copy_(grad)
-        if relu_projections:
+        if how.relu_projections:
             grads.mul_(products.projected > 0)
         grad_x_chunk = grad_x[start : start + rows]
-        if add_input:
+        if how.add_input:
             grad_x_chunk.copy_(grad_sum)
         else:
             grad_x_chunk.zero_()

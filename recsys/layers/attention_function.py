@@ -17,7 +17,7 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 from recsys.layers.attention_backward import backward_rows
-from recsys.layers.attention_kernel import attend_rows, chunk_rows, in_range
+from recsys.layers.attention_kernel import How, attend_rows, chunk_rows, in_range
 from recsys.layers.attention_products import worth_narrowing
 from recsys.layers.dropout import draw_kept
 from recsys.layers.row_threads import over_rows
@@ -41,11 +41,11 @@ def kept_weights(shape: tuple[int, ...], dropout: float) -> tuple[Tensor, float]
 
 class Attend(torch.autograd.Function):
     """``Attend.apply(x, weight, kept, heads, factor, relu_projections, add_input, final_relu,
-    keep, narrow)``.
+    keep, narrow)``, the last seven apart since autocast takes no named tuple.
 
-    Arguments and result are those of `attend_rows`; once differentiable in ``x`` and ``weight``.
-    Keeps ``x``, ``kept``, the output and the row sums of exp(scores) for the backward pass. What
-    is not ``narrow`` is float32, under autocast too.
+    Arguments and result are those of `attend_rows` and `How`; once differentiable in ``x`` and
+    ``weight``. Keeps ``x``, ``kept``, the output and the row sums of exp(scores) for the backward
+    pass. What is not ``narrow`` is float32, under autocast too.
     """
 
     @staticmethod
@@ -65,22 +65,22 @@ class Attend(torch.autograd.Function):
     ) -> Tensor:
         batch, fields = x.shape[0], x.shape[1]
         narrow = narrow and worth_narrowing(x.shape[2])
-        flags = (heads, factor, relu_projections, add_input, final_relu, keep, narrow)
+        how = How(heads, factor, relu_projections, add_input, final_relu, keep, narrow, shift=False)
         inputs, w = x.detach().contiguous(), weight.detach()
         out, sums = x.new_empty(batch, fields, w.shape[1]), x.new_empty(heads, batch, fields)
         chunk = chunk_rows(fields, w.shape[0] * w.shape[1])
         run = compiled(attend_rows)
 
-        def rows(a: int, b: int, shift: bool) -> None:
+        def rows(a: int, b: int) -> None:
             kept_rows = None if kept is None else kept[:, a:b]
-            run(inputs[a:b], w, kept_rows, out[a:b], sums[:, a:b], *flags, shift)
+            run(inputs[a:b], w, kept_rows, out[a:b], sums[:, a:b], how)
 
-        over_rows(lambda a, b: rows(a, b, False), rows=batch, chunk=chunk)
-        shift = not in_range(sums)
-        if shift:
-            over_rows(lambda a, b: rows(a, b, True), rows=batch, chunk=chunk)
+        over_rows(rows, rows=batch, chunk=chunk)
+        if not in_range(sums):
+            how = how._replace(shift=True)
+            over_rows(rows, rows=batch, chunk=chunk)
         ctx.save_for_backward(inputs, weight, kept, out, sums)
-        ctx.flags, ctx.chunk = (*flags, shift), chunk
+        ctx.how, ctx.chunk = how, chunk
         return out
 
     @staticmethod
@@ -97,7 +97,7 @@ class Attend(torch.autograd.Function):
         def rows(a: int, b: int) -> Tensor:
             kept_rows = None if kept is None else kept[:, a:b]
             rows_in = (grad_out[a:b], x[a:b], w, kept_rows, out[a:b], sums[:, a:b], grad_x[a:b])
-            grad_weight: Tensor = run(*rows_in, *ctx.flags)
+            grad_weight: Tensor = run(*rows_in, ctx.how)
             return grad_weight
 
         parts = over_rows(rows, rows=len(x), chunk=ctx.chunk)

@@ -19,12 +19,27 @@ this file gives the same numbers several times faster on a CPU (`benchmarks/atte
   chunks compiled, out of Python.
 """
 
-from typing import List, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from recsys.layers.attention_products import Products, scaled_weight
+
+
+class How(NamedTuple):
+    """How rows attend: ``factor`` of scores, ReLU on projections, ``x`` added, ReLU at the end; the
+    fraction of weights that dropout keeps; products with the weights in bfloat16 (``narrow``);
+    scores less their row maxima, which is safe at any size (``shift``)."""
+
+    heads: int
+    factor: float
+    relu_projections: bool
+    add_input: bool
+    final_relu: bool
+    keep: float
+    narrow: bool
+    shift: bool
 
 
 def chunk_rows(fields: int, projected: int) -> int:
@@ -61,21 +76,8 @@ def attend(
     sums = x.new_empty(heads, x.shape[0], x.shape[1])
     shift = False
     for _ in range(2):
-        attend_rows(
-            x,
-            weight,
-            None,
-            out,
-            sums,
-            heads,
-            factor,
-            relu_projections,
-            add_input,
-            final_relu,
-            1.0,
-            False,
-            shift,
-        )
+        how = How(heads, factor, relu_projections, add_input, final_relu, 1.0, False, shift)
+        attend_rows(x, weight, None, out, sums, how)
         if in_range(sums):
             break
         shift = True
@@ -96,38 +98,17 @@ def attend_rows(
     kept: Optional[Tensor],
     out: Tensor,
     sums: Tensor,
-    heads: int,
-    factor: float,
-    relu_projections: bool,
-    add_input: bool,
-    final_relu: bool,
-    keep: float,
-    narrow: bool,
-    shift: bool,
+    how: How,
 ) -> None:
     """`attend` into ``out`` (B, F, d'); the row sums of exp(scores) into ``sums`` (H, B, F).
 
-    ``kept`` (H, B, F, F), 0 or 1: attention weights not dropped, the fraction ``keep`` of all.
-    ``narrow``: products with ``weight`` in bfloat16. ``shift``: scores less their row maxima, safe
-    at any size.
+    ``kept`` (H, B, F, F), 0 or 1: attention weights not dropped.
     """
     projected = weight.shape[0] * weight.shape[1]
     for first, last, rows in spans(x.shape[0], chunk_rows(x.shape[1], projected)):
+        kept_rows = None if kept is None else kept[:, first:last]
         attend_chunks(
-            x[first:last],
-            weight,
-            None if kept is None else kept[:, first:last],
-            out[first:last],
-            sums[:, first:last],
-            rows,
-            heads,
-            factor,
-            relu_projections,
-            add_input,
-            final_relu,
-            keep,
-            narrow,
-            shift,
+            x[first:last], weight, kept_rows, out[first:last], sums[:, first:last], rows, how
         )
 
 
@@ -138,19 +119,13 @@ def attend_chunks(
     out: Tensor,
     sums: Tensor,
     rows: int,
-    heads: int,
-    factor: float,
-    relu_projections: bool,
-    add_input: bool,
-    final_relu: bool,
-    keep: float,
-    narrow: bool,
-    shift: bool,
+    how: How,
 ) -> None:
     """`attend_rows` of whole chunks of ``rows`` rows: every buffer and view is made once."""
     fields, width, blocks, total = x.shape[1], x.shape[2], weight.shape[0], weight.shape[1]
+    heads = how.heads
     d = total // heads
-    products = Products(scaled_weight(weight, factor), rows * fields, narrow)
+    products = Products(scaled_weight(weight, how.factor), rows * fields, how.narrow)
     parts = products.projected.view(rows, fields, blocks, heads, d)
     scores = Scores(parts)
     weights = scores.unpadded.flatten(0, 1)  # (n F, F)
@@ -162,25 +137,25 @@ def attend_chunks(
     ones = x.new_ones(fields)
     for start in range(0, x.shape[0], rows):
         x_chunk = x[start : start + rows]
-        products.project(x_chunk.reshape(rows * fields, width), relu_projections)
+        products.project(x_chunk.reshape(rows * fields, width), how.relu_projections)
         sums_chunk = sums[:, start : start + rows].unbind(0)
         for head in range(heads):
-            scores.exponentiate(head, shift)
+            scores.exponentiate(head, how.shift)
             row_sums = sums_chunk[head]
             torch.mv(weights, ones, out=row_sums.view(rows * fields))
             if kept is not None:
-                scores.unpadded.mul_(kept[head, start : start + rows]).mul_(1 / keep)
+                scores.unpadded.mul_(kept[head, start : start + rows]).mul_(1 / how.keep)
             torch.bmm(scores.unpadded, values[head], out=mixed)
             torch.div(mixed, row_sums.unsqueeze(2), out=mixed_heads[head])
             if blocks == 4:
                 mixed_heads[head].add_(residuals[head])
         # ``out`` is not in the cache: it is written once, in order.
         out_chunk = out[start : start + rows]
-        if add_input:
+        if how.add_input:
             torch.add(merged, x_chunk, out=out_chunk)
         else:
             out_chunk.copy_(merged)
-        if final_relu:
+        if how.final_relu:
             out_chunk.relu_()
 
 
