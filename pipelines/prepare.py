@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from recsys.build import Assembly, build
 from recsys.build_sequence import SequenceAssembly, build_sequence
 from recsys.config import AnyRunConfig, RunConfig, SequenceRunConfig
 from recsys.data import EncodedData, Splits, encoded, open_source, splits
 from recsys.data.interactions import SequenceFiles, write_sequences
-from recsys.data.item_space import fit_sequences
+from recsys.data.item_space import fit_sequences, raw_items, special_ids, train_items
 from recsys.data.sequence_data import SequenceData, Windows, sequence_data
 from recsys.features import Features, fit
+from recsys.features.item_text import with_text
+from recsys.features.item_tokens import ItemTextConfig
 from recsys.training.progress import Reporter
 from serving.errors import InputError
 
@@ -62,10 +65,12 @@ def prepare(config: RunConfig, *, root: str, cache: Path, reporter: Reporter) ->
 
 @dataclass(frozen=True)
 class PreparedSequences:
-    """`Prepared` of an item-sequence run."""
+    """`Prepared` of an item-sequence run. ``items``: the raw item of each encoded id, null for ids
+    that are none."""
 
     raw: SequenceFiles
     features: Features
+    items: pa.Array
     assembly: SequenceAssembly
     train: SequenceData
     valid: SequenceData
@@ -78,6 +83,9 @@ def prepare_sequences(
     """As `prepare`; ``train`` holds the windows that the model asks for."""
     raw = sequence_files(config, root, cache, reporter)
     features = fit_features(config, raw, cache, reporter, fit_sequences)
+    items = train_items(raw.catalogue)
+    if config.data.items is not None:
+        features, items = read_text(features, config.data.items, root, reporter)
     assembly = build_sequence(config, features)
 
     def encode(name: str, windows: Windows | None = None) -> SequenceData:
@@ -86,7 +94,32 @@ def prepare_sequences(
             return sequence_data(source, features, cache, windows=windows, progress=bar.advance)
 
     train = encode("train", assembly.model.windows(config.max_length))
-    return PreparedSequences(raw, features, assembly, train, encode("valid"), encode("test"))
+    valid, test, items = encode("valid"), encode("test"), raw_items(items, features)
+    return PreparedSequences(raw, features, items, assembly, train, valid, test)
+
+
+def read_text(
+    features: Features,
+    config: ItemTextConfig,
+    root: str,
+    reporter: Reporter,
+    *,
+    keep_words: bool = False,
+) -> tuple[Features, pa.Array]:
+    """See `with_text`; says how many items have a text, and whether train knows them."""
+    with reporter.bar("read items", None) as bar:
+        features, items = with_text(
+            features, config, root, keep_words=keep_words, progress=bar.advance
+        )
+    (field,) = features.fields
+    assert field.counts is not None, "sequences are fitted with a closed id space"
+    first = special_ids(features)
+    known, new = len(field.counts) - first, int((field.counts[first:] == 0).sum())
+    reporter.say(
+        f"items: {known:,} of {len(items):,} with text, {new:,} of them not in train; of train's "
+        f"interactions {field.counts[1]:,} are with items without text"
+    )
+    return features, items
 
 
 def sequence_files(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from pipelines.prepare import PreparedSequences
 from recsys.bundle import VerifyReport
 from recsys.bundle.topk import export_top_k
 from recsys.config import SequenceRunConfig
-from recsys.data.item_space import raw_items, special_ids
+from recsys.data.item_space import special_ids
 from recsys.embeddings.post_training import Kind, quantise_layers
 from recsys.models.sequence.items import ItemModel
 from recsys.training import plots, ranking_plots
+from recsys.training.phase import Phase
 from recsys.training.position import History
 from recsys.training.prediction import Rows
 from recsys.training.ranking import ranking_metrics, target_ranks
@@ -42,8 +43,8 @@ class RankingTask:
         model, embedding = config.model.name, config.embedding.method
         return {"model": model, "embedding": embedding, "task": "top_k"}
 
-    def phases(self) -> None:
-        return None
+    def phases(self) -> Sequence[Phase] | None:
+        return self.assembly.model.phases(self._config.train)
 
     def evaluate(self, model: nn.Module, rows: Rows, sampled: tuple[str, ...] = ()) -> Metrics:
         """The metrics of the full ranking, and those among items of the ``sampled`` kinds."""
@@ -101,7 +102,7 @@ class RankingTask:
             self.assembly.encoder,
             features.inputs,
             out,
-            items=raw_items(self.prepared.raw.catalogue, features),
+            items=self.prepared.items,
             k=max(self._config.ranking.cutoffs),
             filter_seen=self._config.ranking.filter_seen,
             manifest=manifest,

@@ -10,6 +10,7 @@ from recsys.build import embedding_layers, finalise_layers, table_memory
 from recsys.data.item_space import special_ids
 from recsys.embeddings import EmbeddingLayer, build_embeddings
 from recsys.features import FeatureEncoder, Features
+from recsys.features.item_text import item_text
 from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.models.sequence.items import ItemModel
 from recsys.sequence_config import SequenceRunConfig
@@ -38,6 +39,7 @@ class SequenceAssembly:
     def finalise(self) -> SequenceAssembly:
         """Puts the serving form of every embedding layer into the model; outputs stay equal."""
         finalise_layers(self.model)
+        self.model.finalise()
         return self
 
 
@@ -51,12 +53,15 @@ def build_sequence(config: SequenceRunConfig, features: Features) -> SequenceAss
     (field,) = features.fields
     kind = SEQUENCE_MODELS[config.model.name]
     dims = kind.tables(config.model, config.embedding.embedding_dim)
-    _, layers = build_embeddings(config.embedding, [field], dims, train=config.train)
-    width, heads = layers["item"].dim, getattr(config.model, "heads", 1)
+    text = item_text(features)
+    rows = field if text is None else kind.word_field(config.model, text)
+    _, layers = build_embeddings(config.embedding, [rows], dims, train=config.train)
+    (width,), heads = [layer.dim for layer in layers.values()], getattr(config.model, "heads", 1)
     if width % heads:  # a budget may have narrowed them
         raise InputError(
             f"model.heads {heads} must divide the width of item vectors, which embedding.budget "
             f"makes {width}; give another of the two"
         )
-    model = kind(config.model, field, layers, specials=special_ids(features))
+    more = {} if text is None else {"text": text}
+    model = kind(config.model, field, layers, specials=special_ids(features), **more)
     return SequenceAssembly(features.encoder(), model)

@@ -10,7 +10,7 @@ from recsys.compatibility import check_history
 from recsys.config_errors import did_you_mean
 from recsys.data.interactions_config import InteractionsConfig
 from recsys.features.sequence import Sequence as SequenceFeature
-from recsys.models.sequence import SequenceModelConfig
+from recsys.models.sequence import SEQUENCE_MODELS, SequenceModelConfig
 from recsys.run_config import Run
 from recsys.settings import TrainConfig
 from recsys.types import FrozenConfig
@@ -101,6 +101,7 @@ class SequenceRunConfig(Run):
                 f"features.{name}.pooling: model {self.model.name} reads item by item and pools "
                 "nothing; remove it"
             )
+        _check_text(self.model.name, self.data.items is not None, name, feature)
         if self.model.name == "bert4rec" and self.max_length < 2:
             raise ValueError(
                 f"features.{name}.max_length 1: bert4rec reads one item less, as the mask takes a "
@@ -113,3 +114,20 @@ class SequenceRunConfig(Run):
                 f"multiple of model.heads {heads}"
             )
         return self
+
+
+def _check_text(model: str, given: bool, name: str, feature: SequenceFeature) -> None:
+    """Errors: `ValueError` for a catalogue that the model does not read, or none for one that does,
+    and for settings of ids that the catalogue decides."""
+    if given != SEQUENCE_MODELS[model].reads_text:
+        readers = ", ".join(key for key, kind in SEQUENCE_MODELS.items() if kind.reads_text)
+        raise ValueError(
+            f"model {model} knows items by their ids and reads no text; remove data.items, or "
+            f"take {readers}"
+            if given
+            else f"model {model} reads the text of items; say where the catalogue is, data.items: "
+            "{source: items.parquet, item: item, attributes: [title]}"
+        )
+    own = feature.id_settings() if given else ""
+    if own:
+        raise ValueError(f"features.{name}: {own}: the items are those of data.items; remove it")

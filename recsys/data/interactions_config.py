@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from recsys.features.item_tokens import ItemTextConfig
 from recsys.settings import Paths
 from recsys.types import FrozenConfig
 
@@ -45,13 +46,15 @@ SequenceSplit = Annotated[LeaveOneOut | GlobalTime, Field(discriminator="method"
 
 class InteractionsConfig(FrozenConfig):
     """Where the log is, one row an interaction, and its columns. ``timestamp`` orders a user's
-    items (a time, a number or a position; ties by place in the log)."""
+    items (a time, a number or a position; ties by place in the log). ``items``: the text of the
+    items, for models that read it."""
 
     source: Paths
     user: str
     item: str
     timestamp: str
     split: SequenceSplit
+    items: ItemTextConfig | None = None
 
     @model_validator(mode="after")
     def _own_columns(self) -> Self:

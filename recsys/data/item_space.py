@@ -45,14 +45,18 @@ def fit_sequences(
     return features
 
 
-def raw_items(catalogue: Path, features: Features) -> pa.Array:
+def train_items(catalogue: Path) -> pa.Array:
+    """The raw items of train: of a `SequenceFiles.catalogue`."""
+    return pq.read_table(catalogue, columns=["item"]).column("item").combine_chunks()
+
+
+def raw_items(items: pa.Array, features: Features) -> pa.Array:
     """The raw item of every encoded id (num_ids,), null for ids that are no item.
 
-    ``catalogue``: see `SequenceFiles`.
+    ``items``: each raw item that has an id once, maybe among others.
     """
     (field,) = features.fields
     assert field.num_ids is not None, "sequences are fitted with a closed id space"
-    items = pq.read_table(catalogue, columns=["item"]).column("item").combine_chunks()
     raw = torch.from_numpy(np.array(ids_of(items, "item")))
     encoded = features.encoder().list_features[0](raw).numpy()
     place = np.full(field.num_ids, -1)
@@ -63,5 +67,5 @@ def raw_items(catalogue: Path, features: Features) -> pa.Array:
 
 def special_ids(features: Features) -> int:
     """How many of the first encoded ids are no items: null, and those of the unseen."""
-    ((_, state),) = features.states.items()
+    state = features.states[features.fields[0].name]
     return len(state["counts"]) - len(state["ids"])

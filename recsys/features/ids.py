@@ -45,6 +45,10 @@ class IdOptions(FeatureBase):
             raise ValueError("buckets: only for encoding hash; add encoding: hash or remove it")
         return self
 
+    def id_settings(self) -> str:
+        """The settings of ids that are not the default, as text."""
+        return self._changed("encoding", "min_count", "max_size", "oov_ids", "buckets")
+
     def _changed(self, *keys: str) -> str:
         """Those of ``keys`` that differ from their default, as text."""
         fields = type(self).model_fields
@@ -108,7 +112,7 @@ class ListOptions(IdOptions):
 
     @model_validator(mode="after")
     def _shared_options(self) -> Self:
-        own = self._changed("encoding", "min_count", "max_size", "oov_ids", "buckets")
+        own = self.id_settings()
         if self.shares is not None and own:
             raise ValueError(f"{own}: decided by the shared feature {self.shares!r}; remove it")
         return self

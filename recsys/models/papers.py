@@ -40,6 +40,7 @@ PAPERS: dict[str, Paper] = {
     "ft_transformer": Paper(
         "FT-Transformer", "Gorishniy et al.", 2021, "https://arxiv.org/abs/2106.11959"
     ),
+    "recformer": Paper("Recformer", "Li et al.", 2023, "https://arxiv.org/abs/2305.13731"),
     "nasrec": Paper("NASRec", "Zhang et al.", 2023, "https://arxiv.org/abs/2207.07187"),
     "final_mlp": Paper("FinalMLP", "Mao et al.", 2023, "https://arxiv.org/abs/2304.00902"),
     "final_net": Paper("FinalNet", "Zhu et al.", 2023, "https://doi.org/10.1145/3539618.3591988"),

@@ -18,9 +18,11 @@ from recsys.build_sequence import SequenceAssembly, build_sequence
 from recsys.bundle.topk_graph import TopKGraph
 from recsys.config import parse_config
 from recsys.data.interactions import SequenceFiles, write_sequences
-from recsys.data.item_space import fit_sequences
+from recsys.data.item_space import fit_sequences, raw_items, train_items
 from recsys.data.sequence_data import SequenceData, Windows, sequence_data
 from recsys.features import Features
+from recsys.features.item_text import with_text
+from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.sequence_config import SequenceRunConfig
 from recsys.testing.world import shake
 from recsys.types import Batch, FrozenConfig
@@ -34,11 +36,13 @@ COLUMN = "history"
 @dataclass(frozen=True)
 class SequenceWorld:
     """A small log of interactions as sequences, and the modules of one run over it. ``table`` holds
-    raw histories: empty ones, null ones, long ones, and some with items that train never saw."""
+    raw histories: empty ones, null ones, long ones, and some with items that train never saw;
+    ``items``: the raw item of each id."""
 
     config: SequenceRunConfig
     files: SequenceFiles
     features: Features
+    items: pa.Array
     assembly: SequenceAssembly
     table: pa.Table
     folder: Path
@@ -50,7 +54,10 @@ class SequenceWorld:
 
     def shaken(self) -> Any:
         """The model in evaluation mode, with weights that show differences."""
-        return shake(self.assembly.model).eval()
+        model: Any = shake(self.assembly.model).eval()
+        if model.reads_text:
+            model.encode_items()
+        return model
 
     def raw(self, first: int = 0, count: int | None = None) -> Batch:
         """Rows of ``table`` as the exported graph takes them."""
@@ -86,9 +93,13 @@ def sequence_world(
     """Builds a `SequenceWorld` in ``folder``."""
     rng = np.random.default_rng(1)
     users = np.repeat(np.arange(USERS), rng.integers(3, 3 * LENGTH, USERS))
-    items = [f"i{item}" for item in rng.integers(0, ITEMS, len(users)) ** 2 // ITEMS]
+    drawn = [f"i{item}" for item in rng.integers(0, ITEMS, len(users)) ** 2 // ITEMS]
     times = np.arange(len(users))
-    pq.write_table(pa.table({"user": users, "item": items, "at": times}), folder / "log.parquet")
+    pq.write_table(pa.table({"user": users, "item": drawn, "at": times}), folder / "log.parquet")
+    plain = model.model_dump(mode="json") if isinstance(model, FrozenConfig) else model
+    text = {}
+    if SEQUENCE_MODELS[plain["name"]].reads_text:
+        text["items"] = _write_catalogue(folder / "items.parquet")
     config = parse_config(
         {
             "name": "sequences",
@@ -99,10 +110,11 @@ def sequence_world(
                 "item": "item",
                 "timestamp": "at",
                 "split": {"method": "leave_one_out"},
+                **text,
             },
             "features": {COLUMN: {"type": "sequence", "max_length": LENGTH}},
             "embedding": embedding or {"method": "full", "embedding_dim": 8},
-            "model": model.model_dump(mode="json") if isinstance(model, FrozenConfig) else model,
+            "model": plain,
             "train": {"batch_size": 16, "learning_rate": 0.01, **(train or {})},
             "tracking": {"uri": None},
         }
@@ -111,10 +123,24 @@ def sequence_world(
     source = open_source("log.parquet", root=str(folder))
     files = write_sequences(source, config.data, COLUMN, folder / "sequences")
     features = fit_sequences(config.features, files.train)
+    items = train_items(files.catalogue)
+    if config.data.items is not None:
+        features, items = with_text(features, config.data.items, str(folder))
+    items = raw_items(items, features)
     lists = [[f"i{i}" for i in rng.integers(0, ITEMS + 9, n)] for n in rng.integers(0, 15, 46)]
     table = pa.table({COLUMN: pa.array([*lists[:3], [], None, *lists[3:]], pa.list_(pa.string()))})
     assembly = build_sequence(config, features)
-    return SequenceWorld(config, files, features, assembly, table, folder)
+    return SequenceWorld(config, files, features, items, assembly, table, folder)
+
+
+def _write_catalogue(path: Path) -> dict[str, Any]:
+    """Items with unequal words, some of them seen by nobody; returns ``data.items``."""
+    words = ["red", "green", "old", "new", "fast"]
+    names = [f"i{i}" for i in range(ITEMS + 5)]
+    titles = [f"{words[i % 5]} thing {i // 2}" for i in range(len(names))]
+    kinds = [words[i % 3 : i % 3 + i % 4] for i in range(len(names))]
+    pq.write_table(pa.table({"item": names, "title": titles, "kind": kinds}), path)
+    return {"source": path.name, "item": "item", "attributes": ["title", "kind"]}
 
 
 def check_any_batch_size(world: SequenceWorld) -> None:

@@ -15,7 +15,7 @@ from recsys.build_sequence import build_sequence
 from recsys.bundle.topk import export_top_k
 from recsys.bundle.warm_start import warm_start
 from recsys.config import SequenceRunConfig, parse_config
-from recsys.data.item_space import fit_sequences, raw_items
+from recsys.data.item_space import fit_sequences, raw_items, train_items
 from recsys.testing import world
 from recsys.testing.sequences import SequenceWorld, sequence_world
 from recsys.types import InputError
@@ -46,7 +46,10 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Old:
     folder = tmp_path_factory.mktemp("top_k")
     made = sequence_world(folder, model=MODEL)
     made.shaken()
-    parts, items = made.assembly.finalise(), raw_items(made.files.catalogue, made.features)
+    parts, items = (
+        made.assembly.finalise(),
+        raw_items(train_items(made.files.catalogue), made.features),
+    )
     export_top_k(
         parts.model,
         parts.encoder,
@@ -72,7 +75,7 @@ def test_items_keep_their_vectors_and_biases(old: Old, tmp_path: Path) -> None:
     said = warm_start(model, features, config)
     theirs = old.world.model
     there = {raw: number for number, raw in enumerate(old.items.to_pylist()) if raw is not None}
-    here = raw_items(old.world.files.catalogue, features).to_pylist()
+    here = raw_items(train_items(old.world.files.catalogue), features).to_pylist()
     assert [raw for raw in here if raw] != [raw for raw in old.items.to_pylist() if raw in here]
     vectors, wanted = model.item_vectors(), theirs.item_vectors()
     for number, raw in enumerate(here):

@@ -10,7 +10,6 @@ import torch
 from test_laws import TABLES
 
 from recsys.bundle.topk import export_top_k
-from recsys.data.item_space import raw_items
 from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.testing.sequences import (
     SEQUENCE_LAWS,
@@ -20,7 +19,6 @@ from recsys.testing.sequences import (
     check_script_equals_eager,
     sequence_world,
 )
-from recsys.testing.world import shake
 from recsys.training.ranking import target_ranks
 from recsys.training.trainer import Trainer
 from serving.topk import TopK
@@ -44,8 +42,9 @@ def test_model_with_every_table_method(name: str, method: str, tmp_path: Path) -
     check_script_equals_eager(small)
     trained = sequence_world(tmp_path, model=example, embedding=table, train={"max_epochs": 1})
     before = trained.model.item_vectors().detach().clone()
-    result = Trainer(model=trained.model, config=trained.config.train, seed=0).fit(
-        trained.data("train")
+    settings = trained.config.train
+    result = Trainer(model=trained.model, config=settings, seed=0).fit(
+        trained.data("train"), phases=trained.model.phases(settings)
     )
     assert result.steps > 0
     assert not torch.equal(trained.model.item_vectors(), before)
@@ -57,7 +56,7 @@ def test_bundle_recommends_like_the_live_model(name: str, tmp_path: Path) -> Non
     """Where the live ranking has the target among the best k, the bundle lists it at that place."""
     k = 8
     small = sequence_world(tmp_path, model=SEQUENCE_MODELS[name].example())
-    shake(small.model)
+    small.shaken()
     assembly = small.assembly.finalise()
     test = small.data("test")
     ranks = target_ranks(
@@ -68,7 +67,7 @@ def test_bundle_recommends_like_the_live_model(name: str, tmp_path: Path) -> Non
         assembly.encoder,
         small.features.inputs,
         tmp_path / "bundle",
-        items=raw_items(small.files.catalogue, small.features),
+        items=small.items,
         k=k,
         filter_seen=True,
         manifest={},

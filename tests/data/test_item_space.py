@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from recsys.data.interactions import SequenceFiles, write_sequences
 from recsys.data.interactions_config import InteractionsConfig
-from recsys.data.item_space import fit_sequences, raw_items, special_ids
+from recsys.data.item_space import fit_sequences, raw_items, special_ids, train_items
 from recsys.features import FeatureConfig, Features
 from recsys.types import InputError
 from serving.parquet import open_source
@@ -47,7 +47,7 @@ def test_item_space(tmp_path: Path) -> None:
     assert features.inputs[0].max_length is None, "the graph takes whole lists"
     assert features.fields[0].max_length == 2
     # Items beyond max_length count: p 4 times, r and x 3 times (x of a, b, c), q and s once.
-    ids = raw_items(files.catalogue, features).to_pylist()
+    ids = raw_items(train_items(files.catalogue), features).to_pylist()
     assert special_ids(features) == 2
     assert ids[:3] == [None, None, "p"]
     assert set(ids[3:5]) == {"r", "x"}
@@ -56,7 +56,7 @@ def test_item_space(tmp_path: Path) -> None:
     assert features.fields[0].counts.tolist() == [0, 0, 4, 3, 3, 1, 1]
     rare = fitted(files, min_count=2, oov_ids=2)
     assert special_ids(rare) == 3
-    assert set(raw_items(files.catalogue, rare).to_pylist()) == {None, "p", "r", "x"}
+    assert set(raw_items(train_items(files.catalogue), rare).to_pylist()) == {None, "p", "r", "x"}
     assert Features.load(_saved(features, tmp_path)).inputs == features.inputs
 
 

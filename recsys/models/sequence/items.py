@@ -1,22 +1,27 @@
 """What sequence models have in common: one item table at both ends, and histories in batches."""
 
-from typing import Mapping, Tuple
+from typing import ClassVar, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from recsys.data.sequence_data import Windows
 from recsys.embeddings import EmbeddingLayer
+from recsys.settings import TrainConfig
+from recsys.training.phase import Phase
 from recsys.types import Batch, FieldSpec
 
 
 class ItemModel(nn.Module):
-    """Items of one sequence field: read through a table, recommended by the same table.
+    """Items of one sequence field: read through a table, recommended by the same table (a model
+    that `reads_text` has a table of words, and says itself what the vectors of items are).
 
     The score of item v is ``query . item_vectors[v] + item_bias[v]``; ``forward(batch)`` of a model
     gives the queries. ``specials``: the first so many ids (null, unseen) are no items: they are
     read but never predicted.
     """
+
+    reads_text: ClassVar[bool] = False
 
     def __init__(
         self, field: FieldSpec, layers: Mapping[str, EmbeddingLayer], *, specials: int
@@ -26,8 +31,8 @@ class ItemModel(nn.Module):
         assert field.num_ids is not None, field
         assert field.max_length is not None, field
         assert 1 <= specials < field.num_ids, (specials, field.num_ids)
-        self.embedding = layers["item"]
-        self.dim: int = layers["item"].dim
+        (self.embedding,) = layers.values()
+        self.dim: int = self.embedding.dim
         self.num_ids: int = field.num_ids
         self.max_length: int = field.max_length
         self.specials: int = specials
@@ -36,6 +41,15 @@ class ItemModel(nn.Module):
     def windows(self, max_length: int) -> Windows:
         """How it wants its training sequences cut."""
         raise NotImplementedError
+
+    @torch.jit.unused
+    def phases(self, config: TrainConfig) -> Optional[List[Phase]]:
+        """How it is trained; ``None``: in one ordinary phase."""
+        return None
+
+    @torch.jit.unused
+    def finalise(self) -> None:
+        """Drops what only training needs."""
 
     @torch.jit.export
     def item_vectors(self) -> Tensor:

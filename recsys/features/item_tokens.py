@@ -1,0 +1,124 @@
+"""Reading a catalogue: its items, and their attributes as tokens."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+from pydantic import PositiveInt
+
+from recsys.features.tokenizers import Tokenizer
+from recsys.settings import Paths
+from recsys.types import FrozenConfig, InputError
+from serving.encode import ids_of, is_list, type_family
+from serving.parquet import Source
+
+
+class ItemTextConfig(FrozenConfig):
+    """The catalogue: one row an item, ``item`` as in the log. An item's text is its ``attributes``
+    in this order, each the words of its name and then those of its value (text, a number, or a list
+    of them; nulls are left out), at most ``max_tokens`` of them.
+
+    ``tokenizer``: see `recsys.features.tokenizers.open_tokenizer`. Words in fewer than
+    ``min_count`` items are not read. Items whose text has no word are unknown to the model, items
+    that training never saw are not.
+    """
+
+    source: Paths
+    item: str
+    attributes: tuple[str, ...]
+    tokenizer: str = "words"
+    max_tokens: PositiveInt = 32
+    min_count: PositiveInt = 1
+
+
+def read_items(source: Source, name: str, family: str) -> pa.Array:
+    """The catalogue's items (N,), of the log's type ``family``. Errors: `InputError` for another
+    type, and for a null or repeated item."""
+    parts = [pa.nulls(0, pa.int64())]
+    for rows in source.batches([name]):
+        column = rows.column(0)
+        if type_family(column.type, name) != family:
+            raise InputError(
+                f"{source.files[0]}: column {name!r} is {column.type}, but the log's items are "
+                f"{family}; give both the same type"
+            )
+        parts.append(column)
+    items = pa.concat_arrays(parts[1:] or parts)
+    if items.null_count:
+        row = int(np.argmax(items.is_null().to_numpy(zero_copy_only=False)))
+        raise InputError(f"{source.place(row)}: {name!r} is null; remove the row or name its item")
+    _, first = np.unique(ids_of(items, name), return_index=True)
+    if len(first) < len(items):
+        row = int(np.setdiff1d(np.arange(len(items)), first)[0])
+        raise InputError(
+            f"{source.place(row)}: item {items[row].as_py()!r} of column {name!r} is in the "
+            "catalogue already; keep one row an item"
+        )
+    return items
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a whole catalogue, in order: the row (N,), the number of the word among all (N,),
+    whether it is of a name (N,), and which of ``pieces`` (P,), ids of text, it is (N,)."""
+
+    row: np.ndarray
+    word: np.ndarray
+    key: np.ndarray
+    piece: np.ndarray
+    pieces: np.ndarray
+
+
+def read_tokens(
+    source: Source,
+    config: ItemTextConfig,
+    tokenizer: Tokenizer,
+    progress: Callable[[int], None] | None,
+) -> Tokens:
+    split = cache(tokenizer)  # values repeat
+    known: dict[str, int] = {}
+    rows, words, keys, pieces = (array("q") for _ in range(4))  # of ints a list takes five times
+    names = [split(name.replace("_", " ")) for name in config.attributes]
+    row, word = 0, 0
+    for batch in source.batches(list(config.attributes)):
+        columns = [_as_text(column) for column in batch.columns]
+        for values in zip(*columns, strict=True):
+            for name, value in zip(names, values, strict=True):
+                if value is None:
+                    continue
+                left = config.max_tokens
+                for is_key, part in ((True, name), (False, split(value))):
+                    for found in part:
+                        taken = found if is_key else found[:left]
+                        left -= 0 if is_key else len(taken)
+                        for piece in taken:
+                            rows.append(row)
+                            words.append(word)
+                            keys.append(is_key)
+                            pieces.append(known.setdefault(piece, len(known)))
+                        word += 1
+            row += 1
+        if progress is not None:
+            progress(batch.num_rows)
+    ids = ids_of(pa.array(list(known), pa.string()), "words")
+    return Tokens(
+        np.array(rows, np.int64),
+        np.array(words, np.int64),
+        np.array(keys, bool),
+        np.array(pieces, np.int64),
+        ids,
+    )
+
+
+def _as_text(column: pa.Array) -> list[str | None]:
+    if is_list(column.type):
+        return [
+            None if value is None else " ".join(str(part) for part in value if part is not None)
+            for value in column.to_pylist()
+        ]
+    return [None if value is None else str(value) for value in column.to_pylist()]

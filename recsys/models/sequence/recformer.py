@@ -1,0 +1,252 @@
+"""Recformer."""
+
+from typing import Annotated, Any, Dict, List, Literal, Mapping
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from recsys.data.sequence_data import Windows
+from recsys.embeddings import EmbeddingLayer
+from recsys.features.item_text import ItemText
+from recsys.layers.catalogue_loss import catalogue_cross_entropy
+from recsys.layers.local_attention import LocalEncoder
+from recsys.layers.sequence_encoder import bert_start
+from recsys.models.deep import Probability
+from recsys.models.sequence.items import ItemModel
+from recsys.models.sequence.masked_words import MaskedWords
+from recsys.models.sequence.recformer_phases import FineTune, FixedItems, Pretrain
+from recsys.models.sequence.text_reader import TextReader
+from recsys.settings import TrainConfig
+from recsys.training.phase import Phase
+from recsys.types import Batch, FieldSpec, FrozenConfig, Target
+
+Epochs = Annotated[int, Field(ge=0)]
+CHUNK = 512
+"""Texts encoded at once."""
+
+
+class RecformerConfig(FrozenConfig):
+    """``hidden_units``: of the feed-forward layers. ``window``: a token sees those at most half of
+    it away. ``max_tokens``: of a history, the most recent ones. ``temperature``: what cosines are
+    divided by. ``pretrain_epochs``, ``fixed_epochs``: of the first and the last phase (0: it is
+    left out), where ``train.max_epochs`` is of the second. ``mask_share``: of the words, in
+    pretraining, and ``mask_weight`` of guessing them in the loss. ``window_stride``: share of
+    max_length by which training windows move; each gives one target an epoch. ``init_std``: of all
+    weights outside the table of words.
+    """
+
+    name: Literal["recformer"] = "recformer"
+    layers: PositiveInt = 2
+    heads: PositiveInt = 2
+    hidden_units: PositiveInt = 256
+    dropout: Probability = 0.1
+    window: Annotated[int, Field(ge=2, multiple_of=2)] = 64
+    max_tokens: Annotated[int, Field(ge=2)] = 512
+    temperature: PositiveFloat = 0.05
+    pretrain_epochs: Epochs = 0
+    fixed_epochs: Epochs = 10
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mask_weight: PositiveFloat = 0.1
+    window_stride: Annotated[float, Field(gt=0, le=1)] = 0.5
+    init_std: PositiveFloat = 0.02
+
+
+class Recformer(ItemModel):
+    """Items are what their text says: no item has a row, so new ones can be recommended.
+
+    A history is read as one text, the most recent item first, in which every item is the words of
+    its attributes' names and values; the state of the summary token before it is the query. An item
+    is the same of its text alone; scores are cosines divided by ``temperature``. Li et al.,
+    Recformer, KDD 2023, https://arxiv.org/abs/2305.13731. Three phases: *pretrain* (a history
+    should find the text of the item that came after it among those of the batch, plus guessing
+    hidden words of both), *fine_tune* (softmax over the table of all items' vectors, encoded anew
+    before every epoch) and *fixed_items* (the same, its best table kept as it is).
+
+    Other than published: a small encoder from random weights instead of Longformer-base, so word
+    vectors are trained and no language is known before; a batch's equal targets are no negatives of
+    each other; each phase has the whole schedule of learning rates.
+
+    **Shape** batch of B histories -> queries ``(B, D)``.
+    """
+
+    Config = RecformerConfig
+    reads_text = True
+    text: Tensor
+    items: Tensor
+
+    def __init__(
+        self,
+        config: RecformerConfig,
+        field: FieldSpec,
+        layers: Mapping[str, EmbeddingLayer],
+        *,
+        specials: int = 2,
+        text: ItemText,
+    ) -> None:
+        super().__init__(field, layers, specials=specials)
+        self.config = config
+        self.temperature = config.temperature
+        self.contrastive: bool = config.pretrain_epochs > 0
+        self.reader = TextReader(
+            text,
+            width=self.dim,
+            max_items=self.max_length,
+            max_tokens=config.max_tokens,
+            window=config.window,
+            dropout=config.dropout,
+            std=config.init_std,
+        )
+        self.encoder = LocalEncoder(
+            width=self.dim,
+            layers=config.layers,
+            heads=config.heads,
+            hidden=config.hidden_units,
+            summaries=not self.contrastive,
+            dropout=config.dropout,
+        )
+        self.masked_words = None
+        bert_start(self.encoder, config.init_std)
+        if self.contrastive:
+            self.embedding.read_whole = True  # by the softmax over all words
+            self.masked_words = MaskedWords(self.dim, len(text.counts), config.mask_share)
+            bert_start(self.masked_words, config.init_std)
+        self.register_buffer("text", torch.from_numpy(text.text), persistent=False)
+        self.register_buffer("items", torch.zeros(self.num_ids, self.dim))
+
+    @staticmethod
+    def tables(config: RecformerConfig, embedding_dim: int) -> Dict[str, int]:  # noqa: ARG004
+        """The embedding layers it asks for, name -> width."""
+        return {"word": embedding_dim}
+
+    @staticmethod
+    def word_field(config: RecformerConfig, text: ItemText) -> FieldSpec:
+        """The field whose rows the table has."""
+        return text.field(config.max_tokens)
+
+    @staticmethod
+    def example() -> RecformerConfig:
+        """A tiny config for the laws."""
+        return RecformerConfig(
+            hidden_units=16, window=4, max_tokens=24, pretrain_epochs=1, fixed_epochs=1
+        )
+
+    @torch.jit.unused
+    def windows(self, max_length: int) -> Windows:
+        """How it wants its training sequences cut: a target, and up to max_length before it."""
+        stride = max(1, int(self.config.window_stride * max_length))
+        return Windows(length=max_length + 1, stride=stride, least=2)
+
+    @torch.jit.unused
+    def phases(self, config: TrainConfig) -> list[Phase]:
+        """The three phases, without those that have no epochs."""
+        plan: list[Phase] = [FineTune("fine_tune", config.max_epochs)]
+        if self.contrastive:
+            plan.insert(0, Pretrain("pretrain", self.config.pretrain_epochs))
+        if self.config.fixed_epochs:
+            plan.append(FixedItems("fixed_items", self.config.fixed_epochs))
+        return plan
+
+    @torch.jit.unused
+    def pretraining_only(self) -> List[nn.Module]:
+        """The parts that the later phases do not train, nor serving has."""
+        if self.masked_words is None:
+            return []
+        return [self.masked_words, *self.encoder.only_for_tokens()]
+
+    @torch.jit.unused
+    def finalise(self) -> None:
+        """Drops what only pretraining needs."""
+        self.masked_words = None
+        self.encoder.only_summaries()
+
+    def forward(self, batch: Batch) -> Tensor:
+        ids, lengths = self.recent(batch, self.max_length)  # (B, L), (B,)
+        return self.known_rows(self.query(ids, lengths), lengths)
+
+    def query(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B, D): of histories ``ids`` (B, L), oldest first, padded on the right."""
+        return self.represent(self.text[newest_first(ids, lengths)]) / self.temperature
+
+    def represent(self, texts: Tensor) -> Tensor:
+        """Unit vectors (B, D) of lists of texts (B, L), read from the first on."""
+        tokens = self.reader.tokens(texts)
+        x = self.reader(tokens, self.embedding.vectors(tokens.words, 0))
+        summary = self.reader.summary(texts.size(0))
+        return F.normalize(self.encoder(x, summary, tokens.blocks, True)[1].float(), dim=1)
+
+    @torch.jit.export
+    def item_vectors(self) -> Tensor:
+        """(V, D), by encoded id: as last encoded."""
+        return self.items
+
+    @torch.jit.export
+    def catalogue(self, start: int, count: int) -> Tensor:
+        """(count, D): vectors of the ids ``start``, ``start + 1``, ..."""
+        return self.items[start : start + count]
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def encode_items(self) -> None:
+        """Fills the table of items with the vectors of their texts; equal texts get equal ones."""
+        training = self.training
+        self.eval()
+        parts: List[Tensor] = []
+        for part in torch.arange(len(self.reader.ends), device=self.text.device).split(CHUNK):
+            parts.append(self.represent(part.unsqueeze(1)))
+        vectors = torch.cat(parts)
+        vectors[0] = 0  # of no text
+        self.items.copy_(vectors[self.text])
+        self.train(training)
+
+    @torch.jit.unused
+    def loss(self, batch: Batch, target: Target) -> Tensor:
+        """Mean loss of finding one item of each window, drawn anew, from those before it: among
+        those of the batch while pretraining, among all afterwards."""
+        ids, place = batch.lists[0], draw_place(batch, self.specials, late=self.contrastive)
+        chosen = (place > 0).nonzero().squeeze(1)  # rows with a target
+        ids, place = ids[chosen], place[chosen]
+        wanted = ids.gather(1, place.unsqueeze(1)).squeeze(1)  # (B',)
+        before = Batch(batch.ids[chosen], batch.floats[chosen], [ids], place.unsqueeze(1))
+        history, lengths = self.recent(before, self.max_length)
+        if not self.contrastive:
+            items = self.items[self.specials :]
+            query = self.query(history, lengths)
+            return catalogue_cross_entropy(query, items, None, wanted - self.specials)
+        return self._pretrain_loss(self.text[newest_first(history, lengths)], self.text[wanted])
+
+    @torch.jit.unused
+    def _pretrain_loss(self, histories: Tensor, wanted: Tensor) -> Tensor:
+        """Texts (B, L) and (B,): InfoNCE from histories to items, and guessing words of both."""
+        alone = wanted.unsqueeze(1)
+        scores = self.represent(histories) @ self.represent(alone).t() / self.temperature  # (B, B)
+        same = wanted == alone
+        same.fill_diagonal_(False)
+        scores = scores.float().masked_fill(same, -torch.inf)
+        loss = F.cross_entropy(scores, torch.arange(len(wanted), device=wanted.device))
+        guess: Any = self.masked_words
+        for texts in (histories, alone):
+            guessed = guess.loss(self.embedding, self.reader, self.encoder, texts)
+            loss = loss + self.config.mask_weight * guessed
+        return loss
+
+
+def newest_first(ids: Tensor, lengths: Tensor) -> Tensor:
+    """Histories (B, L), padded on the right, backwards: the last item first."""
+    place = lengths.unsqueeze(1) - 1 - torch.arange(ids.size(1), device=ids.device)
+    return torch.where(place >= 0, ids.gather(1, place.clamp_min(0)), 0)
+
+
+def draw_place(batch: Batch, specials: int, *, late: bool) -> Tensor:
+    """(B,): the place of one item of each row, evenly among those that are items and have one
+    before them, ``late`` in the second half; 0 for a row without."""
+    ids, lengths = batch.lists[0], batch.lengths  # (B, L), (B, 1)
+    at = torch.arange(ids.size(1), device=ids.device)
+    known = (ids >= specials) & (at < lengths)
+    fits = known & (known.cumsum(1) > 1)
+    if late:
+        fits = fits & (at >= lengths // 2)
+    drawn = torch.where(fits, torch.rand(ids.shape, device=ids.device), -1.0)
+    best = drawn.max(1)
+    return torch.where(best.values >= 0, best.indices, 0)
