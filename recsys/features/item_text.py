@@ -17,7 +17,7 @@ from recsys.features.lookup import VocabularyLookup
 from recsys.features.state import Features
 from recsys.features.tokenizers import open_tokenizer
 from recsys.types import FieldSpec, InputError
-from serving.encode import ids_of
+from serving.encode import NULL_ID, ids_of
 from serving.parquet import open_source
 
 WORDS = "words"
@@ -85,14 +85,14 @@ def with_text(
 
     ``keep_words``: encode by the words that ``features`` has already, for a model that was trained
     with them. Memory: the catalogue's tokens. Errors: `InputError` for a catalogue that cannot be
-    read, a null or repeated item, items of another type than the log's, and for no text at all.
+    read, items of another type than the log's, an item that has two rows, and for no text at all.
     """
     source = open_source(config.source, root)
     items = read_items(source, config.item, features.inputs[0].dtype)
     raw = ids_of(items, config.item)
     tokens = read_tokens(source, config, open_tokenizer(config.tokenizer, root), progress)
     vocabulary: State = word_state(features) if keep_words else _vocabulary(tokens, config)
-    texts, place = _texts(tokens, vocabulary, len(items))
+    texts, place = _texts(tokens, vocabulary, raw != NULL_ID)
     if len(texts["ends"]) == 1:
         raise InputError(
             f"{source.files[0]}: no item has text in {', '.join(config.attributes)}; name columns "
@@ -120,9 +120,10 @@ def _vocabulary(tokens: Tokens, config: ItemTextConfig) -> State:
 
 
 def _texts(
-    tokens: Tokens, vocabulary: State, items: int
+    tokens: Tokens, vocabulary: State, named: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The different texts, of known words, and which one each of ``items`` rows has; 0 for none."""
+    """The different texts, of known words, and which one each row (N,) has; 0 for none, and for
+    rows that are not ``named`` (N,)."""
     lookup = VocabularyLookup(ids=vocabulary["ids"], oov_ids=UNKNOWN)
     encoded = lookup(torch.tensor(tokens.pieces)).numpy()[tokens.piece]
     known = encoded > UNKNOWN
@@ -130,9 +131,9 @@ def _texts(
     first = np.flatnonzero(np.diff(word, prepend=-1))
     lengths = np.diff(np.append(first, len(word)))
     piece = np.arange(len(word)) - np.repeat(first, lengths)
-    said = np.bincount(row[~key], minlength=items) > 0  # names alone say nothing
-    bounds = np.searchsorted(row, np.arange(items + 1))
-    place = np.zeros(items, np.int64)
+    said = named & (np.bincount(row[~key], minlength=len(named)) > 0)  # names alone say nothing
+    bounds = np.searchsorted(row, np.arange(len(named) + 1))
+    place = np.zeros(len(named), np.int64)
     numbers: dict[bytes, int] = {b"": 0}
     taken: list[np.ndarray] = [np.zeros(0, np.int64)]
     coded = 2 * encoded + key

@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from recsys.features.tokenizers import Tokenizer
 from recsys.settings import Paths
 from recsys.types import FrozenConfig, InputError
-from serving.encode import ids_of, is_list, type_family
+from serving.encode import NULL_ID, ids_of, is_list, type_family
 from serving.parquet import Source
 
 
@@ -37,8 +37,8 @@ class ItemTextConfig(FrozenConfig):
 
 
 def read_items(source: Source, name: str, family: str) -> pa.Array:
-    """The catalogue's items (N,), of the log's type ``family``. Errors: `InputError` for another
-    type, and for a null or repeated item."""
+    """The catalogue's items (N,), of the log's type ``family``; null for rows of no item. Errors:
+    `InputError` for another type, and for an item that has two rows."""
     parts = [pa.nulls(0, pa.int64())]
     for rows in source.batches([name]):
         column = rows.column(0)
@@ -49,12 +49,11 @@ def read_items(source: Source, name: str, family: str) -> pa.Array:
             )
         parts.append(column)
     items = pa.concat_arrays(parts[1:] or parts)
-    if items.null_count:
-        row = int(np.argmax(items.is_null().to_numpy(zero_copy_only=False)))
-        raise InputError(f"{source.place(row)}: {name!r} is null; remove the row or name its item")
-    _, first = np.unique(ids_of(items, name), return_index=True)
-    if len(first) < len(items):
-        row = int(np.setdiff1d(np.arange(len(items)), first)[0])
+    ids = ids_of(items, name)
+    (rows,) = np.nonzero(ids != NULL_ID)
+    _, first = np.unique(ids[rows], return_index=True)
+    if len(first) < len(rows):
+        row = int(np.delete(rows, first)[0])
         raise InputError(
             f"{source.place(row)}: item {items[row].as_py()!r} of column {name!r} is in the "
             "catalogue already; keep one row an item"
