@@ -63,7 +63,7 @@ class WindowAttention(nn.Module):
         q, k, v = self.project(x).chunk(3, 2)  # (N, b, D)
         own = F.linear(summary, self.project.weight[width:], self.project.bias[width:])  # (B, 2 D)
         own = own.index_select(0, blocks.owner).unsqueeze(1)  # (N, 1, 2 D)
-        if blocks.hidden.size(1) > 1:
+        if blocks.hidden.size(2) > b + 1:
             k, v = _neighbours(k), _neighbours(v)  # (N, 3 b, D)
         keys = torch.cat([k, own[:, :, :width]], 1)  # (N, K, D)
         values = torch.cat([v, own[:, :, width:]], 1)
@@ -102,16 +102,18 @@ class SummaryAttention(nn.Module):
         by_head = self.key.weight.unflatten(0, [self.heads, d])  # (H, d, D)
         q = torch.einsum("bhd,hde->bhe", q, by_head.to(q.dtype)) * d**-0.5  # (B, H, D)
         scores = torch.matmul(q.index_select(0, blocks.owner), x.transpose(1, 2).to(q.dtype))
-        scores = scores.float().masked_fill(~blocks.valid.unsqueeze(1), -torch.inf)  # (N, H, b)
-        own = (q * summary.unsqueeze(1)).sum(2).float()  # (B, H)
+        scores = scores.to(summary.dtype).masked_fill(
+            ~blocks.valid.unsqueeze(1), -torch.inf
+        )  # (N, H, b)
+        own = (q * summary.unsqueeze(1)).sum(2)  # (B, H)
         owners = blocks.owner.unsqueeze(1).expand(-1, self.heads)
         top = own.detach().scatter_reduce(0, owners, scores.detach().amax(2), "amax")
         weights = torch.exp(scores - top.index_select(0, blocks.owner).unsqueeze(2))
         mine = torch.exp(own - top)  # (B, H)
         total = mine.index_add(0, blocks.owner, weights.sum(2))
-        parts = torch.matmul(weights, x.float())  # (N, H, D)
-        mixed = (mine.unsqueeze(2) * summary.unsqueeze(1)).float()  # (B, H, D)
-        mixed = mixed.index_add(0, blocks.owner, parts.float()) / total.unsqueeze(2)
+        parts = torch.matmul(weights, x)  # (N, H, D)
+        mixed = mine.unsqueeze(2) * summary.unsqueeze(1)  # (B, H, D)
+        mixed = mixed.index_add(0, blocks.owner, parts.to(mixed.dtype)) / total.unsqueeze(2)
         by_head = self.value.weight.unflatten(0, [self.heads, d])
         return torch.einsum("bhe,hde->bhd", mixed, by_head).flatten(1) + self.value.bias
 
