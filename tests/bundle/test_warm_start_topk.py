@@ -46,23 +46,20 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Old:
     folder = tmp_path_factory.mktemp("top_k")
     made = sequence_world(folder, model=MODEL)
     made.shaken()
-    parts, items = (
-        made.assembly.finalise(),
-        raw_items(train_items(made.files.catalogue), made.features),
-    )
+    parts = made.assembly.finalise()
     export_top_k(
         parts.model,
         parts.encoder,
         made.features.inputs,
         folder / "bundle",
-        items=items,
+        items=made.items,
         k=3,
         filter_seen=True,
         manifest={"config": made.config.model_dump(mode="json")},
         features=made.features,
         rows=made.table.slice(0, 3),
     )
-    return Old(made, items, folder / "bundle")
+    return Old(made, made.items, folder / "bundle")
 
 
 def test_items_keep_their_vectors_and_biases(old: Old, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from recsys.embeddings import EmbeddingLayer
 from recsys.features.item_text import ItemText
 from recsys.layers.catalogue_loss import catalogue_cross_entropy
 from recsys.layers.local_attention import LocalEncoder
-from recsys.layers.sequence_encoder import bert_start
 from recsys.models.deep import Probability
 from recsys.models.sequence.items import ItemModel
 from recsys.models.sequence.masked_words import MaskedWords
@@ -33,8 +32,8 @@ class RecformerConfig(FrozenConfig):
     divided by. ``pretrain_epochs``, ``fixed_epochs``: of the first and the last phase (0: it is
     left out), where ``train.max_epochs`` is of the second. ``mask_share``: of the words, in
     pretraining, and ``mask_weight`` of guessing them in the loss. ``window_stride``: share of
-    max_length by which training windows move; each gives one target an epoch. ``init_std``: of all
-    weights outside the table of words.
+    max_length by which training windows move; each gives one target an epoch. ``init_std``: of the
+    vectors of places, types and the like; those of words have the table's.
     """
 
     name: Literal["recformer"] = "recformer"
@@ -107,11 +106,16 @@ class Recformer(ItemModel):
             dropout=config.dropout,
         )
         self.masked_words = None
-        bert_start(self.encoder, config.init_std)
         if self.contrastive:
             self.embedding.read_whole = True  # by the softmax over all words
             self.masked_words = MaskedWords(self.dim, len(text.counts), config.mask_share)
-            bert_start(self.masked_words, config.init_std)
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                # Smaller, and all texts start as one vector, which InfoNCE hardly pulls apart: its
+                # gradient is made of their differences.
+                nn.init.xavier_uniform_(part.weight)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
         self.register_buffer("text", torch.from_numpy(text.text), persistent=False)
         self.register_buffer("items", torch.zeros(self.num_ids, self.dim))
 
@@ -129,7 +133,12 @@ class Recformer(ItemModel):
     def example() -> RecformerConfig:
         """A tiny config for the laws."""
         return RecformerConfig(
-            hidden_units=16, window=4, max_tokens=24, pretrain_epochs=1, fixed_epochs=1
+            hidden_units=16,
+            window=4,
+            max_tokens=24,
+            pretrain_epochs=1,
+            fixed_epochs=1,
+            mask_share=0.5,
         )
 
     @torch.jit.unused
@@ -224,7 +233,8 @@ class Recformer(ItemModel):
         same = wanted == alone
         same.fill_diagonal_(False)
         scores = scores.float().masked_fill(same, -torch.inf)
-        loss = F.cross_entropy(scores, torch.arange(len(wanted), device=wanted.device))
+        right = torch.arange(len(wanted), device=wanted.device)
+        loss = F.cross_entropy(scores, right, reduction="sum") / max(len(wanted), 1)
         guess: Any = self.masked_words
         for texts in (histories, alone):
             guessed = guess.loss(self.embedding, self.reader, self.encoder, texts)
@@ -248,5 +258,5 @@ def draw_place(batch: Batch, specials: int, *, late: bool) -> Tensor:
     if late:
         fits = fits & (at >= lengths // 2)
     drawn = torch.where(fits, torch.rand(ids.shape, device=ids.device), -1.0)
-    best = drawn.max(1)
+    best = F.pad(drawn, [0, 1], value=-1.0).max(1)
     return torch.where(best.values >= 0, best.indices, 0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from recsys.embeddings import build_embeddings
 from recsys.embeddings.full import FullConfig
+from recsys.features.item_text import ItemText
 from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.settings import TrainConfig
 from recsys.types import Batch, FieldSpec, Target
@@ -33,8 +35,25 @@ def model_of(
     kind = SEQUENCE_MODELS[config.name]
     tables = kind.tables(config, dim)
     embedding = embedding or FullConfig(method="full", embedding_dim=dim, init_std=0.3)
-    _, layers = build_embeddings(embedding, [field], tables, train=settings)
-    return kind(config, field, layers, specials=SPECIALS), settings
+    text = texts(num_ids) if kind.reads_text else None
+    rows = field if text is None else kind.word_field(config, text)
+    _, layers = build_embeddings(embedding, [rows], tables, train=settings)
+    more = {} if text is None else {"text": text}
+    return kind(config, field, layers, specials=SPECIALS, **more), settings
+
+
+def texts(num_ids: int) -> ItemText:
+    """Every item says ``title: word`` with a word of its own."""
+    items = np.arange(num_ids - SPECIALS)
+    pairs = np.stack([np.full(len(items), 2), 3 + items], 1)  # word 2 is "title"
+    return ItemText(
+        text=np.concatenate([np.zeros(SPECIALS, np.int64), 1 + items]),
+        ends=2 * np.arange(1 + len(items)),
+        tokens=pairs.ravel(),
+        keys=np.tile([True, False], len(items)),
+        pieces=np.zeros(2 * len(items), np.int64),
+        counts=np.array([0, 0, len(items), *np.ones(len(items), np.int64)]),
+    )
 
 
 def histories(rows: list[list[int]], padding: int = 0) -> Batch:
