@@ -143,13 +143,19 @@ def export(
     quantise: Annotated[
         Literal["int8", "int4", "fp16"] | None, typer.Option(help="What the tables become.")
     ] = None,
+    items: Annotated[
+        str | None,
+        typer.Option(help="Catalogue to recommend from instead, of a model that reads text."),
+    ] = None,
     data_root: DataRoot = ".",
     as_json: AsJson = False,
 ) -> None:
     """Re-export a bundle from its manifest, features and weights, and verify it."""
     from pipelines import export as pipeline
 
-    result = pipeline.run(bundle, out, root=data_root, quantise=quantise, reporter=reporter())
+    result = pipeline.run(
+        bundle, out, root=data_root, quantise=quantise, catalogue=items, reporter=reporter()
+    )
     show(result, as_json, pipeline.render)
 
 

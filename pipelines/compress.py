@@ -14,7 +14,15 @@ import numpy as np
 
 from pipelines.benchmark_report import read_report, summary, write_report
 from pipelines.compress_report import markdown, pareto, render
-from pipelines.embeddings import fitted, full_bytes, kind_of, method_of, solve, spec_settings
+from pipelines.embeddings import (
+    fitted,
+    full_bytes,
+    kind_of,
+    method_of,
+    solve,
+    spec_settings,
+    table_fields,
+)
 from pipelines.grid import Grid, Job, columns_of, data_digest
 from recsys.config import AnyRunConfig, parse_config
 from recsys.embeddings import EMBEDDINGS
@@ -125,7 +133,7 @@ def run(
     return {
         "name": config.name,
         "kind": kind_of(config),
-        "ids": sum(f.num_ids or 0 for f in features.fields if f.kind != "numeric"),
+        "ids": sum(f.num_ids or 0 for f in table_fields(config, features) if f.kind != "numeric"),
         "full_bytes": full_bytes(config, features),
         "rows": rows,
         "infeasible": infeasible,

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.prepare import fit_features, sequence_files
+from pipelines.prepare import fit_features, read_text, sequence_files
+from recsys.build_sequence import table_field
 from recsys.config import AnyRunConfig, SequenceRunConfig
 from recsys.data import splits
 from recsys.data.item_space import fit_sequences
@@ -32,7 +33,7 @@ from recsys.features import Features
 from recsys.models import MODELS
 from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.training.progress import Reporter, SilentReporter
-from recsys.types import InputError, MemoryReport
+from recsys.types import FieldSpec, InputError, MemoryReport
 
 Result = dict[str, Any]
 
@@ -66,15 +67,17 @@ def run(
         for budget in budgets
         for method in methods or EMBEDDINGS
     ]
-    sizes = {field.name: field.num_ids for field in features.fields if field.kind != "numeric"}
+    fields = table_fields(config, features)
+    sizes = {field.name: field.num_ids for field in fields if field.kind != "numeric"}
     return {"fields": sizes, "full_bytes": full_bytes(config, features), "rows": rows}
 
 
 def full_bytes(config: AnyRunConfig, features: Features) -> int | None:
     """Bytes of the full table; ``None`` where ids are open, so that there is none."""
-    if any(field.kind != "numeric" and field.num_ids is None for field in features.fields):
+    fields = table_fields(config, features)
+    if any(field.kind != "numeric" and field.num_ids is None for field in fields):
         return None
-    return budget_bytes(1.0, features.fields, layer_dims(config))
+    return budget_bytes(1.0, fields, layer_dims(config))
 
 
 def kind_of(config: AnyRunConfig) -> str:
@@ -86,8 +89,18 @@ def fitted(config: AnyRunConfig, *, root: str, cache: Path, reporter: Reporter) 
     """The features of a run of either kind."""
     if isinstance(config, SequenceRunConfig):
         files = sequence_files(config, root, cache, reporter)
-        return fit_features(config, files, cache, reporter, fit_sequences)
+        features = fit_features(config, files, cache, reporter, fit_sequences)
+        if config.data.items is not None:
+            features, _ = read_text(features, config.data.items, root, reporter)
+        return features
     return fit_features(config, splits(config.data, root), cache, reporter)
+
+
+def table_fields(config: AnyRunConfig, features: Features) -> tuple[FieldSpec, ...]:
+    """The fields that the run's tables serve."""
+    if isinstance(config, SequenceRunConfig):
+        return (table_field(config, features),)
+    return features.fields
 
 
 def layer_dims(config: AnyRunConfig) -> dict[str, int]:
@@ -174,17 +187,19 @@ def solve(
     cannot serve.
     """
     table = table_config(config, method, budget)
-    return table, EMBEDDINGS[method_of(method)](table, features.fields, layer_dims(config))
+    return table, EMBEDDINGS[method_of(method)](
+        table, table_fields(config, features), layer_dims(config)
+    )
 
 
 def _solved(config: AnyRunConfig, features: Features, method: str, budget: str | float) -> Result:
-    dims = layer_dims(config)
+    fields, dims = table_fields(config, features), layer_dims(config)
     row: Result = {"method": method, "budget": budget}
     try:
-        row["budget_bytes"] = budget_bytes(budget, features.fields, dims)
+        row["budget_bytes"] = budget_bytes(budget, fields, dims)
         table, plan = solve(config, features, method, budget)
         torch.manual_seed(config.seed)
-        id_map, layers = build_embeddings(table, features.fields, dims, train=config.train)  # type: ignore[arg-type]
+        id_map, layers = build_embeddings(table, fields, dims, train=config.train)  # type: ignore[arg-type]
     except InputError as error:
         return row | {"feasible": False, "reason": str(error)}
     training = sum(layer.memory().training_bytes for layer in layers.values())

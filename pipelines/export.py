@@ -13,14 +13,17 @@ import pyarrow.parquet as pq
 from torch import nn
 
 from pipelines import evaluate, evaluate_ranking
+from pipelines.prepare import read_text
 from pipelines.sample import first_rows
 from recsys.build import table_memory
 from recsys.bundle import VerifyReport, export_verified
+from recsys.bundle.new_catalogue import over_catalogue
 from recsys.bundle.rebuild import rebuild
-from recsys.bundle.rebuild_topk import rebuild_top_k
+from recsys.bundle.rebuild_topk import RebuiltTopK, rebuild_top_k
 from recsys.bundle.topk import export_top_k
 from recsys.bundle.verify import expected_scores
 from recsys.data import splits
+from recsys.data.item_space import raw_items
 from recsys.embeddings.post_training import Kind, quantise_layers
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.types import InputError, Metrics
@@ -42,6 +45,7 @@ class _Job:
     manifest: Manifest
     root: str
     quantise: Kind | None
+    catalogue: str | None
     reporter: Reporter
 
 
@@ -51,15 +55,18 @@ def run(
     *,
     root: str = ".",
     quantise: Kind | None = None,
+    catalogue: str | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Rebuilds the modules from manifest, features and weights, exports and verifies them.
 
     ``root``: where the run's data is; verification scores raw rows of it. ``quantise``: tables of
     floats become such rows, valid and test are measured again, and the manifest says what it cost.
+    ``catalogue``: items to recommend from now on, of a model that reads their text; the columns are
+    those of the run's own, and metrics, measured with that one, are left out of the manifest.
     Returns ``{bundle, verified}`` and, with ``quantise``, ``{quantised: {kind, stored_bytes:
     {before, after}, METRIC: {split: {before, after}}}}``. Errors: `InputError` for a bundle that is
-    quantised already.
+    quantised already, and for a catalogue where the bundle's model reads no text.
     """
     opened = open_bundle(bundle)
     manifest = {key: opened.manifest[key] for key in _RECORDED if key in opened.manifest}
@@ -69,12 +76,15 @@ def run(
             "already; start from the bundle of floats"
         )
     again = _top_k if opened.task == TopK.task else _clicks
-    report = again(_Job(opened, out, manifest, root, quantise, reporter or SilentReporter()))
+    job = _Job(opened, out, manifest, root, quantise, catalogue, reporter or SilentReporter())
+    report = again(job)
     said = {"quantised": manifest["quantised"]} if quantise is not None else {}
     return {"bundle": str(out), "verified": asdict(report), **said}
 
 
 def _clicks(job: _Job) -> VerifyReport:
+    if job.catalogue is not None:
+        raise InputError(f"--items: {job.opened.path} scores clicks and has no items; leave it out")
     rebuilt = rebuild(job.opened)
     config, features, graph = rebuilt.config, rebuilt.features, rebuilt.graph
 
@@ -109,6 +119,9 @@ def _clicks(job: _Job) -> VerifyReport:
 
 def _top_k(job: _Job) -> VerifyReport:
     rebuilt = rebuild_top_k(job.opened)
+    items = pq.read_table(job.opened.path / ITEMS)["item"].combine_chunks()
+    if job.catalogue is not None:
+        rebuilt, items = _over(rebuilt, job)
     config, features, graph = rebuilt.config, rebuilt.features, rebuilt.graph
     with tempfile.TemporaryDirectory(prefix="recsys-export-") as name:
         folder = Path(name)
@@ -128,7 +141,7 @@ def _top_k(job: _Job) -> VerifyReport:
         graph.encoder,
         features.inputs,
         job.out,
-        items=pq.read_table(job.opened.path / ITEMS)["item"].combine_chunks(),
+        items=items,
         k=graph.k,
         filter_seen=graph.filter_seen,
         manifest=job.manifest,
@@ -136,6 +149,26 @@ def _top_k(job: _Job) -> VerifyReport:
         rows=rows,
         tolerance=config.export.tolerance,
     )
+
+
+def _over(rebuilt: RebuiltTopK, job: _Job) -> tuple[RebuiltTopK, pa.Array]:
+    """The bundle's model over the items of ``job.catalogue``; the manifest says so."""
+    assert job.catalogue is not None
+    before = rebuilt.config.data.items
+    if before is None:
+        raise InputError(
+            f"--items: model {rebuilt.config.model.name} knows items by their ids and no others; "
+            "train it again, or take a model that reads text (recformer)"
+        )
+    if job.quantise is not None or "quantised" in job.manifest:
+        raise InputError(
+            "--items: give the catalogue to the bundle of floats, then quantise what comes out"
+        )
+    config = before.model_copy(update={"source": job.catalogue})
+    features, items = read_text(rebuilt.features, config, job.root, job.reporter, keep_words=True)
+    job.manifest.pop("metrics", None)
+    job.manifest["config"]["data"]["items"]["source"] = job.catalogue
+    return over_catalogue(rebuilt, features), raw_items(items, features)
 
 
 def _quantise(model: nn.Module, kind: Kind, manifest: Manifest, metric: str, judge: Judge) -> None:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Group
 from rich.table import Table
@@ -15,6 +16,7 @@ from torch import nn
 from recsys.build import embedding_layers
 from recsys.embeddings import build_embeddings
 from recsys.embeddings.full import FullConfig
+from recsys.features.item_text import ItemText
 from recsys.models import MODELS
 from recsys.models.papers import PAPERS
 from recsys.models.sequence import SEQUENCE_MODELS
@@ -32,7 +34,8 @@ SHAPE = {
     "embedding_dim": DIM,
 }
 ITEMS, SPECIALS = 10_000, 2
-SEQUENCE_SHAPE = {"items": ITEMS, "max_length": HISTORY, "embedding_dim": 64}
+WORDS = 5000
+SEQUENCE_SHAPE = {"items": ITEMS, "words": WORDS, "max_length": HISTORY, "embedding_dim": 64}
 
 
 def run() -> Result:
@@ -62,8 +65,8 @@ def render(result: Result) -> Group:
         result["models"],
     )
     sequences = _table(
-        "Models that recommend items: parameters at {items:,} items, max_length {max_length}, "
-        "embedding_dim {embedding_dim}, default settings",
+        "Models that recommend items: parameters at {items:,} items of {words:,} different words, "
+        "max_length {max_length}, embedding_dim {embedding_dim}, default settings",
         result["sequence_shape"],
         result["sequence_models"],
     )
@@ -109,8 +112,25 @@ def _sequence_model(name: str) -> Result:
     )
     dims = kind.tables(config, SEQUENCE_SHAPE["embedding_dim"])
     table = FullConfig(method="full", embedding_dim=SEQUENCE_SHAPE["embedding_dim"])
-    _, layers = build_embeddings(table, [field], dims, train=TrainConfig())
-    return _entry(name, kind(config, field, layers, specials=SPECIALS), "item sequences")
+    text = _text() if kind.reads_text else None
+    looked_up = field if text is None else kind.word_field(config, text)
+    _, layers = build_embeddings(table, [looked_up], dims, train=TrainConfig())
+    more = {} if text is None else {"text": text}
+    needs = "item sequences" + (", text" if text else "")
+    return _entry(name, kind(config, field, layers, specials=SPECIALS, **more), needs)
+
+
+def _text() -> ItemText:
+    """Every item is one of the words."""
+    nobody, items = np.zeros(SPECIALS, np.int64), np.arange(ITEMS)
+    return ItemText(
+        text=np.concatenate([nobody, 1 + items]),
+        ends=np.arange(1 + ITEMS),
+        tokens=SPECIALS + items % WORDS,
+        keys=np.zeros(ITEMS, bool),
+        pieces=np.zeros(ITEMS, np.int64),
+        counts=np.concatenate([nobody, np.bincount(items % WORDS)]),
+    )
 
 
 def _entry(name: str, model: nn.Module, needs: str | None) -> Result:

@@ -14,7 +14,7 @@ from recsys.features.item_text import item_text
 from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.models.sequence.items import ItemModel
 from recsys.sequence_config import SequenceRunConfig
-from recsys.types import InputError, MemoryReport
+from recsys.types import FieldSpec, InputError, MemoryReport
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,25 @@ def build_sequence(config: SequenceRunConfig, features: Features) -> SequenceAss
     (field,) = features.fields
     kind = SEQUENCE_MODELS[config.model.name]
     dims = kind.tables(config.model, config.embedding.embedding_dim)
-    text = item_text(features)
-    rows = field if text is None else kind.word_field(config.model, text)
-    _, layers = build_embeddings(config.embedding, [rows], dims, train=config.train)
+    looked_up = table_field(config, features)
+    _, layers = build_embeddings(config.embedding, [looked_up], dims, train=config.train)
     (width,), heads = [layer.dim for layer in layers.values()], getattr(config.model, "heads", 1)
     if width % heads:  # a budget may have narrowed them
         raise InputError(
             f"model.heads {heads} must divide the width of item vectors, which embedding.budget "
             f"makes {width}; give another of the two"
         )
+    text = item_text(features)
     more = {} if text is None else {"text": text}
     model = kind(config.model, field, layers, specials=special_ids(features), **more)
     return SequenceAssembly(features.encoder(), model)
+
+
+def table_field(config: SequenceRunConfig, features: Features) -> FieldSpec:
+    """The field whose ids are the rows of the model's table: the items, or the words of their
+    text."""
+    text = item_text(features)
+    if text is None:
+        return features.fields[0]
+    field: FieldSpec = SEQUENCE_MODELS[config.model.name].word_field(config.model, text)
+    return field

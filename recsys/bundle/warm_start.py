@@ -22,6 +22,8 @@ from recsys.bundle.rebuild_topk import RebuiltTopK, rebuild_top_k
 from recsys.config import AnyRunConfig, RunConfig, SequenceRunConfig
 from recsys.embeddings.warm_rows import Moves, check_widths, copy_layer
 from recsys.features import Features
+from recsys.features.item_text import WORDS, word_state
+from recsys.models.sequence.items import ItemModel
 from recsys.types import InputError
 from serving.bundle import open_bundle
 
@@ -63,6 +65,9 @@ def warm_start(model: nn.Module, features: Features, config: AnyRunConfig) -> Wa
         for field in features.fields
         if field.kind != "numeric" and field.shares is None
     }
+    words = [word_state(f) for f in (old.features, features)]
+    if all(words):
+        moves[WORDS] = _vocabulary(*words)
     theirs, ours = embedding_layers(old.graph.model), embedding_layers(model)
     for before, layer in zip(theirs, ours, strict=False):  # another number: seen by the network
         check_widths(before, layer, where=where)
@@ -174,9 +179,12 @@ def _copy_network(
     moves: dict[str, Moves],
 ) -> None:
     """Copies every tensor of the model that is no table."""
-    by_item = _by_item(new)
+    by_item, fresh = _by_item(new), _fresh(new)
     theirs, ours = _network(old), _network(new)
     for name in sorted(theirs.keys() | ours.keys()):
+        if name in fresh and name not in theirs:
+            del ours[name]
+            continue
         shapes = [tuple(t[name].shape) if name in t else None for t in (theirs, ours)]
         if name not in by_item and shapes[0] != shapes[1]:
             said = ["missing" if shape is None else f"of shape {shape}" for shape in shapes]
@@ -187,7 +195,7 @@ def _copy_network(
             )
     for name, tensor in ours.items():
         if name in by_item:
-            (move,) = moves.values()
+            move = next(iter(moves.values()))  # of the one sequence of items
             tensor.index_copy_(0, move.new, theirs[name].index_select(0, move.old))
         else:
             tensor.copy_(theirs[name])
@@ -206,11 +214,19 @@ def _network(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _by_item(model: nn.Module) -> set[str]:
-    """Names of parameters outside tables that have one number an item."""
-    if not hasattr(model, "item_bias"):
+    """Names of tensors outside tables that have one row or number an item."""
+    if not isinstance(model, ItemModel):
         return set()
-    bias = model.item_bias()  # type: ignore[operator]
-    return {name for name, parameter in model.named_parameters() if parameter is bias}
+    found = [model.item_bias()] + ([model.item_vectors()] if model.reads_text else [])
+    named = model.state_dict(keep_vars=True)
+    return {name for name, tensor in named.items() if any(tensor is part for part in found)}
+
+
+def _fresh(model: nn.Module) -> set[str]:
+    """Names of what only pretraining needs, which no bundle has: it starts anew."""
+    parts = model.pretraining_only() if isinstance(model, ItemModel) else []
+    own = {id(tensor) for part in parts for tensor in part.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in own}
 
 
 def _differences(old: AnyRunConfig, new: AnyRunConfig) -> str:

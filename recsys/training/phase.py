@@ -73,7 +73,8 @@ class Phase:
 
     ``max_epochs``: at most so many rounds of `batches`. ``keep``: the weights that stay are those
     of the best epoch by ``train.monitor``, or of the last. ``early_stopping``: whether ``patience``
-    ends the phase and ``plateau_factor`` lowers the rate; without it all epochs run at one rate.
+    ends the phase and ``plateau_factor`` lowers the rate. ``rate``: what all learning rates are
+    multiplied by.
     """
 
     def __init__(
@@ -83,11 +84,13 @@ class Phase:
         *,
         keep: Literal["best", "last"] = "best",
         early_stopping: bool = True,
+        rate: float = 1.0,
     ) -> None:
         self.name = name
         self.max_epochs = max_epochs
         self.keep = keep
         self.early_stopping = early_stopping
+        self.rate = rate
 
     def start(self, loop: Loop) -> None:
         """Changes values of the model in place (rewinds, prunes) before the first step."""

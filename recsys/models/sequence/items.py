@@ -48,6 +48,11 @@ class ItemModel(nn.Module):
         return None
 
     @torch.jit.unused
+    def pretraining_only(self) -> List[nn.Module]:
+        """Parts that neither the later phases train nor bundles have."""
+        return []
+
+    @torch.jit.unused
     def finalise(self) -> None:
         """Drops what only training needs."""
 

@@ -29,11 +29,16 @@ CHUNK = 512
 class RecformerConfig(FrozenConfig):
     """``hidden_units``: of the feed-forward layers. ``window``: a token sees those at most half of
     it away. ``max_tokens``: of a history, the most recent ones. ``temperature``: what cosines are
-    divided by. ``pretrain_epochs``, ``fixed_epochs``: of the first and the last phase (0: it is
-    left out), where ``train.max_epochs`` is of the second. ``mask_share``: of the words, in
-    pretraining, and ``mask_weight`` of guessing them in the loss. ``window_stride``: share of
-    max_length by which training windows move; each gives one target an epoch. ``init_std``: of the
-    vectors of places, types and the like; those of words have the table's.
+    divided by. ``window_stride``: share of max_length by which training windows move; each gives
+    one target an epoch. ``init_std``: of the vectors of places, types and the like; those of words
+    have the table's.
+
+    ``pretrain_epochs``, ``fixed_epochs``: of the first and the last phase (0: it is left out), where
+    ``train.max_epochs`` is of the second. ``mask_share``: of the words, in pretraining;
+    ``mask_weight``: of guessing them in the loss (0: none are hidden, which takes a fourth of the
+    time). ``fine_tune_rate``: what learning rates are multiplied by in the second phase, in which
+    queries move towards items that were encoded before, by the weights that move: too fast, and
+    what pretraining brought together drifts apart.
     """
 
     name: Literal["recformer"] = "recformer"
@@ -45,9 +50,10 @@ class RecformerConfig(FrozenConfig):
     max_tokens: Annotated[int, Field(ge=2)] = 512
     temperature: PositiveFloat = 0.05
     pretrain_epochs: Epochs = 0
+    fine_tune_rate: PositiveFloat = 0.1
     fixed_epochs: Epochs = 10
     mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    mask_weight: PositiveFloat = 0.1
+    mask_weight: Annotated[float, Field(ge=0)] = 0.1
     window_stride: Annotated[float, Field(gt=0, le=1)] = 0.5
     init_std: PositiveFloat = 0.02
 
@@ -88,6 +94,8 @@ class Recformer(ItemModel):
         self.config = config
         self.temperature = config.temperature
         self.contrastive: bool = config.pretrain_epochs > 0
+        self.live: bool = False
+        guesses = self.contrastive and config.mask_weight > 0
         self.reader = TextReader(
             text,
             width=self.dim,
@@ -102,11 +110,11 @@ class Recformer(ItemModel):
             layers=config.layers,
             heads=config.heads,
             hidden=config.hidden_units,
-            summaries=not self.contrastive,
+            summaries=not guesses,
             dropout=config.dropout,
         )
         self.masked_words = None
-        if self.contrastive:
+        if guesses:
             self.embedding.read_whole = True  # by the softmax over all words
             self.masked_words = MaskedWords(self.dim, len(text.counts), config.mask_share)
         for part in self.modules():
@@ -150,7 +158,9 @@ class Recformer(ItemModel):
     @torch.jit.unused
     def phases(self, config: TrainConfig) -> list[Phase]:
         """The three phases, without those that have no epochs."""
-        plan: list[Phase] = [FineTune("fine_tune", config.max_epochs)]
+        plan: list[Phase] = [
+            FineTune("fine_tune", config.max_epochs, rate=self.config.fine_tune_rate)
+        ]
         if self.contrastive:
             plan.insert(0, Pretrain("pretrain", self.config.pretrain_epochs))
         if self.config.fixed_epochs:
@@ -159,7 +169,7 @@ class Recformer(ItemModel):
 
     @torch.jit.unused
     def pretraining_only(self) -> List[nn.Module]:
-        """The parts that the later phases do not train, nor serving has."""
+        """Parts that neither the later phases train nor bundles have."""
         if self.masked_words is None:
             return []
         return [self.masked_words, *self.encoder.only_for_tokens()]
@@ -220,9 +230,13 @@ class Recformer(ItemModel):
         before = Batch(batch.ids[chosen], batch.floats[chosen], [ids], place.unsqueeze(1))
         history, lengths = self.recent(before, self.max_length)
         if not self.contrastive:
-            items = self.items[self.specials :]
+            items = self.items
+            if self.live:
+                items = items.index_put((wanted,), self.represent(self.text[wanted].unsqueeze(1)))
             query = self.query(history, lengths)
-            return catalogue_cross_entropy(query, items, None, wanted - self.specials)
+            return catalogue_cross_entropy(
+                query, items[self.specials :], None, wanted - self.specials
+            )
         return self._pretrain_loss(self.text[newest_first(history, lengths)], self.text[wanted])
 
     @torch.jit.unused
@@ -236,9 +250,10 @@ class Recformer(ItemModel):
         right = torch.arange(len(wanted), device=wanted.device)
         loss = F.cross_entropy(scores, right, reduction="sum") / max(len(wanted), 1)
         guess: Any = self.masked_words
-        for texts in (histories, alone):
-            guessed = guess.loss(self.embedding, self.reader, self.encoder, texts)
-            loss = loss + self.config.mask_weight * guessed
+        if guess is not None:
+            for texts in (histories, alone):
+                guessed = guess.loss(self.embedding, self.reader, self.encoder, texts)
+                loss = loss + self.config.mask_weight * guessed
         return loss
 
 

@@ -26,6 +26,7 @@ class FineTune(Phase):
 
     def enter(self, loop: Loop) -> None:
         _task(loop, contrastive=False)
+        _model(loop).live = True
 
     def start_epoch(self, loop: Loop, epoch: int) -> None:
         _model(loop).encode_items()
@@ -36,6 +37,7 @@ class FixedItems(Phase):
 
     def enter(self, loop: Loop) -> None:
         _task(loop, contrastive=False)
+        _model(loop).live = False
 
 
 def _model(loop: Loop) -> Any:
