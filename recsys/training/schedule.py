@@ -20,11 +20,13 @@ class Schedule:
     With ``patience`` such epochs in a row the phase stops. These are FuxiCTR's rules, so that
     published settings carry over. ``reacts``: false keeps the rate and never stops. ``steps``: of
     the whole phase if it runs to its last epoch, over which `TrainConfig.decay` lowers the rate.
+    ``rate``: what the phase multiplies all learning rates by.
     """
 
     config: TrainConfig
     reacts: bool = True
     steps: int = 1
+    rate: float = 1.0
     plateau_scale: float = 1.0
     bad_epochs: int = 0
     best_value: float | None = None
@@ -36,7 +38,7 @@ class Schedule:
         warmup = self.config.warmup_steps
         ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
         floor = self.config.min_learning_rate / self.config.learning_rate
-        return ramp * max(self.plateau_scale * self._decay(step), min(1.0, floor))
+        return self.rate * ramp * max(self.plateau_scale * self._decay(step), min(1.0, floor))
 
     def _decay(self, step: int) -> float:
         warmup = self.config.warmup_steps
@@ -80,7 +82,7 @@ class Schedule:
 
     def state(self) -> dict[str, Any]:
         """Plain JSON of everything but the settings."""
-        settings = ("config", "reacts", "steps")
+        settings = ("config", "reacts", "steps", "rate")
         return {key: value for key, value in asdict(self).items() if key not in settings}
 
     def load_state(self, state: dict[str, Any]) -> None:

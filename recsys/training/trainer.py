@@ -130,7 +130,7 @@ class Trainer:
     ) -> float:
         """One gradient step on one batch; see `recsys.training.phase.Loop.descend`."""
         at, phase = self._at, self._phases[self._at.phase]
-        self._optimizers.set_lr_scale(phase.rate * self._schedule.lr_scale(at.step))
+        self._optimizers.set_lr_scale(self._schedule.lr_scale(at.step))
         self._optimizers.zero_grad()
         bf16 = self.config.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
@@ -164,7 +164,7 @@ class Trainer:
     def _run(self, phase: Phase, saved: Checkpoint | None) -> None:
         at = self._at
         steps = phase.max_epochs * self.steps_per_epoch
-        self._schedule = Schedule(self.config, reacts=phase.early_stopping, steps=steps)
+        self._schedule = Schedule(self.config, phase.early_stopping, steps, phase.rate)
         self._best = {}
         if saved is None:
             phase.start(self)
@@ -224,8 +224,7 @@ class Trainer:
         at.epoch_loss += loss
         bar.advance(rows, f"loss {at.epoch_loss / at.batch:.4f}")
         if at.total_steps % self._log_every == 0:
-            rate = self.config.learning_rate * self._phases[at.phase].rate
-            rate *= self._schedule.lr_scale(at.step - 1)
+            rate = self.config.learning_rate * self._schedule.lr_scale(at.step - 1)
             self._tracker.log_metrics(
                 {"train/loss": loss, "train/learning_rate": rate}, step=at.total_steps
             )

@@ -267,6 +267,8 @@ def test_schedule_decays_from_the_warm_up_to_the_floor_at_the_last_step() -> Non
     cosine = Schedule(TrainConfig(**settings, decay="cosine"), steps=10)
     assert cosine.lr_scale(4) == pytest.approx((1 + 2**-0.5) / 2)  # a quarter of the way
     assert cosine.lr_scale(6) == pytest.approx(0.5)
+    slower = Schedule(TrainConfig(**settings, decay="cosine"), steps=10, rate=0.1)
+    assert slower.lr_scale(6) == pytest.approx(0.05)
     assert cosine.lr_scale(25) == pytest.approx(0.01)  # never below, nor up again
     for epoch in range(9):  # bad epochs change nothing, unless the config says so
         cosine.judge(epoch, {"auc": 0.5})

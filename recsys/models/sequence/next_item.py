@@ -1,9 +1,10 @@
-"""How causal models learn: every item of a window predicts the next."""
+"""What next-item models learn from: every item of a window, or one of it, drawn anew."""
 
 import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
@@ -70,6 +71,20 @@ def pairs(batch: Batch, specials: int) -> tuple[Tensor, Tensor, Tensor]:
     learned = (places < batch.lengths[:, :1]) & (following >= specials)
     row = torch.arange(rows, device=following.device).unsqueeze(1).expand(rows, length)
     return learned, row[learned], following[learned]
+
+
+def draw_place(batch: Batch, specials: int, *, late: bool) -> Tensor:
+    """(B,): the place of one item of each row, evenly among those that are items and have one
+    before them, ``late`` in the second half; 0 for a row without."""
+    ids, lengths = batch.lists[0], batch.lengths  # (B, L), (B, 1)
+    at = torch.arange(ids.size(1), device=ids.device)
+    known = (ids >= specials) & (at < lengths)
+    fits = known & (known.cumsum(1) > 1)
+    if late:
+        fits = fits & (at >= lengths // 2)
+    drawn = torch.where(fits, torch.rand(ids.shape, device=ids.device), -1.0)
+    best = F.pad(drawn, [0, 1], value=-1.0).max(1)
+    return torch.where(best.values >= 0, best.indices, 0)
 
 
 def next_item_loss(

@@ -15,8 +15,9 @@ from recsys.layers.local_attention import LocalEncoder
 from recsys.models.deep import Probability
 from recsys.models.sequence.items import ItemModel
 from recsys.models.sequence.masked_words import MaskedWords
+from recsys.models.sequence.next_item import draw_place
 from recsys.models.sequence.recformer_phases import FineTune, FixedItems, Pretrain
-from recsys.models.sequence.text_reader import TextReader
+from recsys.models.sequence.text_reader import TextReader, newest_first
 from recsys.settings import TrainConfig
 from recsys.training.phase import Phase
 from recsys.types import Batch, FieldSpec, FrozenConfig, Target
@@ -33,12 +34,10 @@ class RecformerConfig(FrozenConfig):
     one target an epoch. ``init_std``: of the vectors of places, types and the like; those of words
     have the table's.
 
-    ``pretrain_epochs``, ``fixed_epochs``: of the first and the last phase (0: it is left out), where
+    ``pretrain_epochs``, ``fixed_epochs``: of the first and the last phase (0: there is none), where
     ``train.max_epochs`` is of the second. ``mask_share``: of the words, in pretraining;
     ``mask_weight``: of guessing them in the loss (0: none are hidden, which takes a fourth of the
-    time). ``fine_tune_rate``: what learning rates are multiplied by in the second phase, in which
-    queries move towards items that were encoded before, by the weights that move: too fast, and
-    what pretraining brought together drifts apart.
+    time). ``fine_tune_rate``: what learning rates are multiplied by in the second phase.
     """
 
     name: Literal["recformer"] = "recformer"
@@ -255,23 +254,3 @@ class Recformer(ItemModel):
                 guessed = guess.loss(self.embedding, self.reader, self.encoder, texts)
                 loss = loss + self.config.mask_weight * guessed
         return loss
-
-
-def newest_first(ids: Tensor, lengths: Tensor) -> Tensor:
-    """Histories (B, L), padded on the right, backwards: the last item first."""
-    place = lengths.unsqueeze(1) - 1 - torch.arange(ids.size(1), device=ids.device)
-    return torch.where(place >= 0, ids.gather(1, place.clamp_min(0)), 0)
-
-
-def draw_place(batch: Batch, specials: int, *, late: bool) -> Tensor:
-    """(B,): the place of one item of each row, evenly among those that are items and have one
-    before them, ``late`` in the second half; 0 for a row without."""
-    ids, lengths = batch.lists[0], batch.lengths  # (B, L), (B, 1)
-    at = torch.arange(ids.size(1), device=ids.device)
-    known = (ids >= specials) & (at < lengths)
-    fits = known & (known.cumsum(1) > 1)
-    if late:
-        fits = fits & (at >= lengths // 2)
-    drawn = torch.where(fits, torch.rand(ids.shape, device=ids.device), -1.0)
-    best = F.pad(drawn, [0, 1], value=-1.0).max(1)
-    return torch.where(best.values >= 0, best.indices, 0)

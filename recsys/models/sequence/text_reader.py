@@ -115,6 +115,12 @@ class TextReader(nn.Module):
         return self.dropout(first.expand(rows, -1))
 
 
+def newest_first(ids: Tensor, lengths: Tensor) -> Tensor:
+    """Histories (B, L), padded on the right, backwards: the last item first."""
+    place = lengths.unsqueeze(1) - 1 - torch.arange(ids.size(1), device=ids.device)
+    return torch.where(place >= 0, ids.gather(1, place.clamp_min(0)), 0)
+
+
 def _exporting() -> bool:
     """Whether shapes must not depend on values."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]

@@ -13,7 +13,8 @@ from recsys.build_sequence import build_sequence
 from recsys.features.item_text import ItemText
 from recsys.layers.local_attention import in_blocks
 from recsys.models.sequence.masked_words import FIRST_WORD, draw_words
-from recsys.models.sequence.recformer import RecformerConfig, draw_place
+from recsys.models.sequence.next_item import draw_place
+from recsys.models.sequence.recformer import RecformerConfig
 from recsys.models.sequence.text_reader import TextReader, Tokens
 from recsys.testing.sequences import SequenceWorld, sequence_world
 from recsys.training.optimizers import build_optimizers
