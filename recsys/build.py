@@ -76,9 +76,10 @@ def embedding_layers(model: nn.Module) -> list[EmbeddingLayer]:
 
 
 def table_memory(model: nn.Module) -> MemoryReport:
-    """Sizes of all tables of a model."""
+    """Sizes of all tables of a model, one of items that it encodes from text among them."""
     total: MemoryReport = reduce(add, (layer.memory() for layer in embedding_layers(model)))
-    return total
+    encoded = getattr(model, "encoded_items", None)
+    return total if encoded is None else total + encoded()
 
 
 def finalise_layers(model: nn.Module) -> None:

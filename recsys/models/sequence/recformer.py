@@ -16,11 +16,18 @@ from recsys.models.deep import Probability
 from recsys.models.sequence.items import ItemModel
 from recsys.models.sequence.masked_words import MaskedWords
 from recsys.models.sequence.next_item import draw_place
-from recsys.models.sequence.recformer_phases import FineTune, FixedItems, Pretrain
+from recsys.models.sequence.recformer_phases import (
+    FINE_TUNE,
+    FIXED_ITEMS,
+    PRETRAIN,
+    FineTune,
+    FixedItems,
+    Pretrain,
+)
 from recsys.models.sequence.text_reader import TextReader, newest_first
 from recsys.settings import TrainConfig
 from recsys.training.phase import Phase
-from recsys.types import Batch, FieldSpec, FrozenConfig, Target
+from recsys.types import Batch, FieldSpec, FrozenConfig, MemoryReport, Target
 
 Epochs = Annotated[int, Field(ge=0)]
 CHUNK = 512
@@ -92,9 +99,9 @@ class Recformer(ItemModel):
         super().__init__(field, layers, specials=specials)
         self.config = config
         self.temperature = config.temperature
-        self.contrastive: bool = config.pretrain_epochs > 0
-        self.live: bool = False
-        guesses = self.contrastive and config.mask_weight > 0
+        pretrains = config.pretrain_epochs > 0
+        self.task: str = PRETRAIN if pretrains else FINE_TUNE
+        guesses = pretrains and config.mask_weight > 0
         self.reader = TextReader(
             text,
             width=self.dim,
@@ -157,14 +164,19 @@ class Recformer(ItemModel):
     @torch.jit.unused
     def phases(self, config: TrainConfig) -> list[Phase]:
         """The three phases, without those that have no epochs."""
-        plan: list[Phase] = [
-            FineTune("fine_tune", config.max_epochs, rate=self.config.fine_tune_rate)
+        own = self.config
+        plan = [
+            Pretrain(PRETRAIN, own.pretrain_epochs),
+            FineTune(FINE_TUNE, config.max_epochs, rate=own.fine_tune_rate),
+            FixedItems(FIXED_ITEMS, own.fixed_epochs),
         ]
-        if self.contrastive:
-            plan.insert(0, Pretrain("pretrain", self.config.pretrain_epochs))
-        if self.config.fixed_epochs:
-            plan.append(FixedItems("fixed_items", self.config.fixed_epochs))
-        return plan
+        return [phase for phase in plan if phase.max_epochs]
+
+    @torch.jit.unused
+    def encoded_items(self) -> MemoryReport:
+        """The size of the table of items, which nothing trains."""
+        size = self.items.numel() * self.items.element_size()
+        return MemoryReport(0, size, size, 0)
 
     @torch.jit.unused
     def pretraining_only(self) -> List[nn.Module]:
@@ -222,15 +234,15 @@ class Recformer(ItemModel):
     def loss(self, batch: Batch, target: Target) -> Tensor:
         """Mean loss of finding one item of each window, drawn anew, from those before it: among
         those of the batch while pretraining, among all afterwards."""
-        ids, place = batch.lists[0], draw_place(batch, self.specials, late=self.contrastive)
+        ids, place = batch.lists[0], draw_place(batch, self.specials, late=self.task == PRETRAIN)
         chosen = (place > 0).nonzero().squeeze(1)  # rows with a target
         ids, place = ids[chosen], place[chosen]
         wanted = ids.gather(1, place.unsqueeze(1)).squeeze(1)  # (B',)
         before = Batch(batch.ids[chosen], batch.floats[chosen], [ids], place.unsqueeze(1))
         history, lengths = self.recent(before, self.max_length)
-        if not self.contrastive:
+        if self.task != PRETRAIN:
             items = self.items
-            if self.live:
+            if self.task == FINE_TUNE:
                 items = items.index_put((wanted,), self.represent(self.text[wanted].unsqueeze(1)))
             query = self.query(history, lengths)
             return catalogue_cross_entropy(
