@@ -1,6 +1,6 @@
 """Recformer."""
 
-from typing import Annotated, Any, Dict, List, Literal, Mapping
+from typing import Annotated, Dict, Literal, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from recsys.features.item_text import ItemText
 from recsys.layers.catalogue_loss import catalogue_cross_entropy
 from recsys.layers.local_attention import LocalEncoder
 from recsys.models.deep import Probability
-from recsys.models.sequence.items import ItemModel
 from recsys.models.sequence.masked_words import MaskedWords
 from recsys.models.sequence.next_item import draw_place
 from recsys.models.sequence.recformer_phases import (
@@ -24,14 +23,13 @@ from recsys.models.sequence.recformer_phases import (
     FixedItems,
     Pretrain,
 )
+from recsys.models.sequence.text_model import TextModel
 from recsys.models.sequence.text_reader import TextReader, newest_first
 from recsys.settings import TrainConfig
 from recsys.training.phase import Phase
-from recsys.types import Batch, FieldSpec, FrozenConfig, MemoryReport, Target
+from recsys.types import Batch, FieldSpec, FrozenConfig, Target
 
 Epochs = Annotated[int, Field(ge=0)]
-CHUNK = 512
-"""Texts encoded at once."""
 
 
 class RecformerConfig(FrozenConfig):
@@ -64,7 +62,7 @@ class RecformerConfig(FrozenConfig):
     init_std: PositiveFloat = 0.02
 
 
-class Recformer(ItemModel):
+class Recformer(TextModel):
     """Items are what their text says: no item has a row, so new ones can be recommended.
 
     A history is read as one text, the most recent item first, in which every item is the words of
@@ -83,9 +81,6 @@ class Recformer(ItemModel):
     """
 
     Config = RecformerConfig
-    reads_text = True
-    text: Tensor
-    items: Tensor
 
     def __init__(
         self,
@@ -96,33 +91,38 @@ class Recformer(ItemModel):
         specials: int = 2,
         text: ItemText,
     ) -> None:
-        super().__init__(field, layers, specials=specials)
-        self.config = config
-        self.temperature = config.temperature
-        pretrains = config.pretrain_epochs > 0
-        self.task: str = PRETRAIN if pretrains else FINE_TUNE
+        width, pretrains = layers["word"].dim, config.pretrain_epochs > 0
         guesses = pretrains and config.mask_weight > 0
-        self.reader = TextReader(
-            text,
-            width=self.dim,
-            max_items=self.max_length,
-            max_tokens=config.max_tokens,
-            window=config.window,
-            dropout=config.dropout,
-            std=config.init_std,
+        assert field.max_length is not None, field
+        super().__init__(
+            field,
+            layers,
+            specials=specials,
+            text=text,
+            reader=TextReader(
+                text,
+                width=width,
+                max_items=field.max_length,
+                max_tokens=config.max_tokens,
+                window=config.window,
+                dropout=config.dropout,
+                std=config.init_std,
+            ),
+            encoder=LocalEncoder(
+                width=width,
+                layers=config.layers,
+                heads=config.heads,
+                hidden=config.hidden_units,
+                summaries=not guesses,
+                dropout=config.dropout,
+            ),
+            temperature=config.temperature,
         )
-        self.encoder = LocalEncoder(
-            width=self.dim,
-            layers=config.layers,
-            heads=config.heads,
-            hidden=config.hidden_units,
-            summaries=not guesses,
-            dropout=config.dropout,
-        )
-        self.masked_words = None
+        self.config = config
+        self.task: str = PRETRAIN if pretrains else FINE_TUNE
         if guesses:
             self.embedding.read_whole = True  # by the softmax over all words
-            self.masked_words = MaskedWords(self.dim, len(text.counts), config.mask_share)
+            self.masked_words = MaskedWords(width, len(text.counts), config.mask_share)
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 # Smaller, and all texts start as one vector, which InfoNCE hardly pulls apart: its
@@ -130,18 +130,11 @@ class Recformer(ItemModel):
                 nn.init.xavier_uniform_(part.weight)
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
-        self.register_buffer("text", torch.from_numpy(text.text), persistent=False)
-        self.register_buffer("items", torch.zeros(self.num_ids, self.dim))
 
     @staticmethod
     def tables(config: RecformerConfig, embedding_dim: int) -> Dict[str, int]:  # noqa: ARG004
         """The embedding layers it asks for, name -> width."""
         return {"word": embedding_dim}
-
-    @staticmethod
-    def word_field(config: RecformerConfig, text: ItemText) -> FieldSpec:
-        """The field whose rows the table has."""
-        return text.field(config.max_tokens)
 
     @staticmethod
     def example() -> RecformerConfig:
@@ -173,64 +166,6 @@ class Recformer(ItemModel):
         return [phase for phase in plan if phase.max_epochs]
 
     @torch.jit.unused
-    def encoded_items(self) -> MemoryReport:
-        """The size of the table of items, which nothing trains."""
-        size = self.items.numel() * self.items.element_size()
-        return MemoryReport(0, size, size, 0)
-
-    @torch.jit.unused
-    def pretraining_only(self) -> List[nn.Module]:
-        """Parts that neither the later phases train nor bundles have."""
-        if self.masked_words is None:
-            return []
-        return [self.masked_words, *self.encoder.only_for_tokens()]
-
-    @torch.jit.unused
-    def finalise(self) -> None:
-        """Drops what only pretraining needs."""
-        self.masked_words = None
-        self.encoder.only_summaries()
-
-    def forward(self, batch: Batch) -> Tensor:
-        ids, lengths = self.recent(batch, self.max_length)  # (B, L), (B,)
-        return self.known_rows(self.query(ids, lengths), lengths)
-
-    def query(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B, D): of histories ``ids`` (B, L), oldest first, padded on the right."""
-        return self.represent(self.text[newest_first(ids, lengths)]) / self.temperature
-
-    def represent(self, texts: Tensor) -> Tensor:
-        """Unit vectors (B, D) of lists of texts (B, L), read from the first on."""
-        tokens = self.reader.tokens(texts)
-        x = self.reader(tokens, self.embedding.vectors(tokens.words, 0))
-        summary = self.reader.summary(texts.size(0))
-        return F.normalize(self.encoder(x, summary, tokens.blocks, True)[1].float(), dim=1)
-
-    @torch.jit.export
-    def item_vectors(self) -> Tensor:
-        """(V, D), by encoded id: as last encoded."""
-        return self.items
-
-    @torch.jit.export
-    def catalogue(self, start: int, count: int) -> Tensor:
-        """(count, D): vectors of the ids ``start``, ``start + 1``, ..."""
-        return self.items[start : start + count]
-
-    @torch.jit.unused
-    @torch.no_grad()
-    def encode_items(self) -> None:
-        """Fills the table of items with the vectors of their texts; equal texts get equal ones."""
-        training = self.training
-        self.eval()
-        parts: List[Tensor] = []
-        for part in torch.arange(len(self.reader.ends), device=self.text.device).split(CHUNK):
-            parts.append(self.represent(part.unsqueeze(1)))
-        vectors = torch.cat(parts)
-        vectors[0] = 0  # of no text
-        self.items.copy_(vectors[self.text])
-        self.train(training)
-
-    @torch.jit.unused
     def loss(self, batch: Batch, target: Target) -> Tensor:
         """Mean loss of finding one item of each window, drawn anew, from those before it: among
         those of the batch while pretraining, among all afterwards."""
@@ -260,9 +195,8 @@ class Recformer(ItemModel):
         scores = scores.float().masked_fill(same, -torch.inf)
         right = torch.arange(len(wanted), device=wanted.device)
         loss = F.cross_entropy(scores, right, reduction="sum") / max(len(wanted), 1)
-        guess: Any = self.masked_words
-        if guess is not None:
+        if self.masked_words is not None:
             for texts in (histories, alone):
-                guessed = guess.loss(self.embedding, self.reader, self.encoder, texts)
+                guessed = self.masked_words.loss(self.embedding, self.reader, self.encoder, texts)
                 loss = loss + self.config.mask_weight * guessed
         return loss
