@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-OWN, NEXT = "Your own log", "What comes next"
+OWN, NEXT, NEW = "Your own log", "What comes next", "New items"
 MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
 
 
@@ -93,7 +93,8 @@ def test_own_log_section_works_as_written(tmp_path: Path) -> None:
     assert re.fullmatch(r"\[0\.\d+\]\n", done.stdout)
 
 
-def test_next_items_section_works_as_written(tmp_path: Path) -> None:
+def write_plays(path: Path) -> dict[str, pa.Array]:
+    """The log that the README's sections on items describe."""
     rng = np.random.default_rng(0)
     users = rng.integers(0, 60, 1500)
     log = {
@@ -101,7 +102,12 @@ def test_next_items_section_works_as_written(tmp_path: Path) -> None:
         "item": pa.array([f"i{i}" for i in rng.integers(0, 30, 1500)]),
         "time": pa.array(np.arange(1500), pa.timestamp("s")),
     }
-    pq.write_table(pa.table(log), tmp_path / "plays.parquet")
+    pq.write_table(pa.table(log), path)
+    return log
+
+
+def test_next_items_section_works_as_written(tmp_path: Path) -> None:
+    log = write_plays(tmp_path / "plays.parquet")
     (config,) = blocks("yaml", NEXT)
     (tmp_path / "next.yaml").write_text(config)
     assert [words[1] for words in commands(NEXT)] == ["train", "histories", "score", "export"]
@@ -116,6 +122,25 @@ def test_next_items_section_works_as_written(tmp_path: Path) -> None:
         assert len(row["items"]) == min(10, 30 - len(played[row["user"]]))
         assert not played[row["user"]] & set(row["items"])
     assert (tmp_path / "small" / "manifest.json").exists()
+
+
+def test_new_items_section_works_as_written(tmp_path: Path) -> None:
+    write_plays(tmp_path / "plays.parquet")
+    for name, first in (("items", 0), ("new_items", 25)):
+        items = {
+            "item": [f"i{i}" for i in range(first, first + 30)],
+            "title": [f"the {['red', 'green', 'blue'][i % 3]} thing" for i in range(30)],
+            "tags": [[f"t{t}" for t in range(i % 4)] for i in range(30)],
+        }
+        pq.write_table(pa.table(items), tmp_path / f"{name}.parquet")
+    (config,) = blocks("yaml", NEW)
+    (tmp_path / "text.yaml").write_text(config)
+    assert [words[1] for words in commands(NEW)] == ["train", "export"]
+    for words in commands(NEW):
+        run(words, tmp_path)
+    items = pq.read_table(tmp_path / "tomorrow" / "items.parquet")["item"].to_pylist()
+    assert "i54" in items
+    assert "i3" not in items
 
 
 def test_make_targets_in_the_readme_exist() -> None:

@@ -24,6 +24,7 @@ TREE: dict[str, Any] = {
     "model": {"name": "sasrec"},
 }
 SEQUENCE = TREE["features"]["history"]
+TEXT = {"source": "items.parquet", "item": "item", "attributes": ["title"]}
 
 
 def test_the_name_of_the_model_chooses_the_kind() -> None:
@@ -53,6 +54,35 @@ def test_the_column_may_be_named_otherwise() -> None:
         (
             {"model": {"name": "bert4rec", "head": 2}},
             "model.head: unknown key; did you mean 'heads'",
+        ),
+        (
+            {"model": {"name": "recformer"}},
+            "model recformer reads the text of items; say where the catalogue is, data.items: "
+            "{source: items.parquet, item: item, attributes: [title]}",
+        ),
+        (
+            {"data": {**TREE["data"], "items": TEXT}},
+            "model sasrec knows items by their ids and reads no text; remove data.items, or take "
+            "recformer",
+        ),
+        (
+            {
+                "model": {"name": "recformer"},
+                "data": {**TREE["data"], "items": TEXT},
+                "features": {"history": {**SEQUENCE, "min_count": 2}},
+            },
+            "features.history: min_count: the items are those of data.items; remove it",
+        ),
+        (
+            {
+                "model": {"name": "recformer"},
+                "data": {**TREE["data"], "items": {**TEXT, "attributes": []}},
+            },
+            "data.items.attributes",
+        ),
+        (
+            {"model": {"name": "recformer", "window": 7}, "data": {**TREE["data"], "items": TEXT}},
+            "model.window",
         ),
         (
             {"train": {"monitor": "auc"}},

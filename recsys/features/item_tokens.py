@@ -6,10 +6,11 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from recsys.features.tokenizers import Tokenizer
 from recsys.settings import Paths
@@ -30,7 +31,7 @@ class ItemTextConfig(FrozenConfig):
 
     source: Paths
     item: str
-    attributes: tuple[str, ...]
+    attributes: Annotated[tuple[str, ...], Field(min_length=1)]
     tokenizer: str = "words"
     max_tokens: PositiveInt = 32
     min_count: PositiveInt = 1
