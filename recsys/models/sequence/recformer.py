@@ -54,6 +54,7 @@ class RecformerConfig(FrozenConfig):
     max_tokens: Annotated[int, Field(ge=2)] = 512
     temperature: PositiveFloat = 0.05
     pretrain_epochs: Epochs = 0
+    correct_popularity: bool = True
     fine_tune_rate: PositiveFloat = 0.1
     fixed_epochs: Epochs = 10
     mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
@@ -81,6 +82,7 @@ class Recformer(TextModel):
     """
 
     Config = RecformerConfig
+    log_counts: Tensor
 
     def __init__(
         self,
@@ -120,6 +122,9 @@ class Recformer(TextModel):
         )
         self.config = config
         self.task: str = PRETRAIN if pretrains else FINE_TUNE
+        counts = torch.zeros(self.num_ids) if field.counts is None else torch.tensor(field.counts)
+        corrected = counts if config.correct_popularity else torch.zeros(self.num_ids)
+        self.register_buffer("log_counts", corrected.float().clamp_min(1).log(), persistent=False)
         if guesses:
             self.embedding.read_whole = True  # by the softmax over all words
             self.masked_words = MaskedWords(width, len(text.counts), config.mask_share)
@@ -176,23 +181,21 @@ class Recformer(TextModel):
         before = Batch(batch.ids[chosen], batch.floats[chosen], [ids], place.unsqueeze(1))
         history, lengths = self.recent(before, self.max_length)
         if self.task != PRETRAIN:
-            items = self.items
-            if self.task == FINE_TUNE:
-                items = items.index_put((wanted,), self.represent(self.text[wanted].unsqueeze(1)))
+            items = self.items[self.specials :]
             query = self.query(history, lengths)
-            return catalogue_cross_entropy(
-                query, items[self.specials :], None, wanted - self.specials
-            )
-        return self._pretrain_loss(self.text[newest_first(history, lengths)], self.text[wanted])
+            return catalogue_cross_entropy(query, items, None, wanted - self.specials)
+        return self._pretrain_loss(self.text[newest_first(history, lengths)], wanted)
 
     @torch.jit.unused
     def _pretrain_loss(self, histories: Tensor, wanted: Tensor) -> Tensor:
-        """Texts (B, L) and (B,): InfoNCE from histories to items, and guessing words of both."""
-        alone = wanted.unsqueeze(1)
+        """Texts (B, L) and items (B,): InfoNCE from histories to the items' texts, and guessing
+        words of both."""
+        alone = self.text[wanted].unsqueeze(1)
         scores = self.represent(histories) @ self.represent(alone).t() / self.temperature  # (B, B)
-        same = wanted == alone
+        scores = scores.float() - self.log_counts[wanted]
+        same = alone == alone.t()
         same.fill_diagonal_(False)
-        scores = scores.float().masked_fill(same, -torch.inf)
+        scores = scores.masked_fill(same, -torch.inf)
         right = torch.arange(len(wanted), device=wanted.device)
         loss = F.cross_entropy(scores, right, reduction="sum") / max(len(wanted), 1)
         if self.masked_words is not None:
