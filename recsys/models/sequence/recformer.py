@@ -15,14 +15,7 @@ from recsys.layers.local_attention import LocalEncoder
 from recsys.models.deep import Probability
 from recsys.models.sequence.masked_words import MaskedWords
 from recsys.models.sequence.next_item import draw_place
-from recsys.models.sequence.recformer_phases import (
-    FINE_TUNE,
-    FIXED_ITEMS,
-    PRETRAIN,
-    FineTune,
-    FixedItems,
-    Pretrain,
-)
+from recsys.models.sequence.recformer_phases import FINE_TUNE, PRETRAIN, text_phases
 from recsys.models.sequence.text_model import TextModel
 from recsys.models.sequence.text_reader import TextReader, newest_first
 from recsys.settings import TrainConfig
@@ -40,9 +33,11 @@ class RecformerConfig(FrozenConfig):
     have the table's.
 
     ``pretrain_epochs``, ``fixed_epochs``: of the first and the last phase (0: there is none), where
-    ``train.max_epochs`` is of the second. ``mask_share``: of the words, in pretraining;
-    ``mask_weight``: of guessing them in the loss (0: none are hidden, which takes a fourth of the
-    time). ``fine_tune_rate``: what learning rates are multiplied by in the second phase.
+    ``train.max_epochs`` is of the second. ``correct_popularity``: a batch holds popular items more
+    often than others; take that off their scores as negatives. ``mask_share``: of the words, in
+    pretraining; ``mask_weight``: of guessing them in the loss (0: none are hidden, which takes a
+    fourth of the time). ``fine_tune_rate``: what learning rates are multiplied by in the second
+    phase.
     """
 
     name: Literal["recformer"] = "recformer"
@@ -53,7 +48,7 @@ class RecformerConfig(FrozenConfig):
     window: Annotated[int, Field(ge=2, multiple_of=2)] = 64
     max_tokens: Annotated[int, Field(ge=2)] = 512
     temperature: PositiveFloat = 0.05
-    pretrain_epochs: Epochs = 0
+    pretrain_epochs: Epochs = 10
     correct_popularity: bool = True
     fine_tune_rate: PositiveFloat = 0.1
     fixed_epochs: Epochs = 10
@@ -76,7 +71,9 @@ class Recformer(TextModel):
 
     Other than published: a small encoder from random weights instead of Longformer-base, so word
     vectors are trained and no language is known before; a batch's equal targets are no negatives of
-    each other; each phase has the whole schedule of learning rates.
+    each other, and what popularity makes of the others is taken off (a log-frequency correction,
+    Bengio and Senecal 2008); each phase has the whole schedule of learning rates. From random
+    weights it is pretraining that teaches most.
 
     **Shape** batch of B histories -> queries ``(B, D)``.
     """
@@ -162,13 +159,12 @@ class Recformer(TextModel):
     @torch.jit.unused
     def phases(self, config: TrainConfig) -> list[Phase]:
         """The three phases, without those that have no epochs."""
-        own = self.config
-        plan = [
-            Pretrain(PRETRAIN, own.pretrain_epochs),
-            FineTune(FINE_TUNE, config.max_epochs, rate=own.fine_tune_rate),
-            FixedItems(FIXED_ITEMS, own.fixed_epochs),
-        ]
-        return [phase for phase in plan if phase.max_epochs]
+        return text_phases(
+            pretrain_epochs=self.config.pretrain_epochs,
+            epochs=config.max_epochs,
+            rate=self.config.fine_tune_rate,
+            fixed_epochs=self.config.fixed_epochs,
+        )
 
     @torch.jit.unused
     def loss(self, batch: Batch, target: Target) -> Tensor:

@@ -42,5 +42,17 @@ class FixedItems(TextPhase):
     """Softmax over the best catalogue of the phase before, which stays as it is."""
 
 
+def text_phases(
+    *, pretrain_epochs: int, epochs: int, rate: float, fixed_epochs: int
+) -> list[Phase]:
+    """The three, without those that have no epochs; ``rate``: of the second."""
+    plan = [
+        Pretrain(PRETRAIN, pretrain_epochs),
+        FineTune(FINE_TUNE, epochs, rate=rate),
+        FixedItems(FIXED_ITEMS, fixed_epochs),
+    ]
+    return [phase for phase in plan if phase.max_epochs]
+
+
 def _model(loop: Loop) -> Any:
     return loop.model
