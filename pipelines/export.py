@@ -17,13 +17,13 @@ from pipelines.prepare import read_text
 from pipelines.sample import first_rows
 from recsys.build import table_memory
 from recsys.bundle import VerifyReport, export_verified
-from recsys.bundle.new_catalogue import over_catalogue
+from recsys.bundle.new_catalogue import check_catalogue, over_catalogue
 from recsys.bundle.rebuild import rebuild
 from recsys.bundle.rebuild_topk import RebuiltTopK, rebuild_top_k
 from recsys.bundle.topk import export_top_k
 from recsys.bundle.verify import expected_scores
 from recsys.data import splits
-from recsys.data.item_space import raw_items
+from recsys.data.item_space import as_typed, raw_items
 from recsys.embeddings.post_training import Kind, quantise_layers
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.types import InputError, Metrics
@@ -121,7 +121,7 @@ def _top_k(job: _Job) -> VerifyReport:
     rebuilt = rebuild_top_k(job.opened)
     items = pq.read_table(job.opened.path / ITEMS)["item"].combine_chunks()
     if job.catalogue is not None:
-        rebuilt, items = _over(rebuilt, job)
+        rebuilt, items = _over(rebuilt, items, job)
     config, features, graph = rebuilt.config, rebuilt.features, rebuilt.graph
     with tempfile.TemporaryDirectory(prefix="recsys-export-") as name:
         folder = Path(name)
@@ -151,24 +151,25 @@ def _top_k(job: _Job) -> VerifyReport:
     )
 
 
-def _over(rebuilt: RebuiltTopK, job: _Job) -> tuple[RebuiltTopK, pa.Array]:
-    """The bundle's model over the items of ``job.catalogue``; the manifest says so."""
+def _over(rebuilt: RebuiltTopK, items: pa.Array, job: _Job) -> tuple[RebuiltTopK, pa.Array]:
+    """The bundle's model over the items of ``job.catalogue`` instead of ``items``; the manifest
+    says so."""
     assert job.catalogue is not None
-    before = rebuilt.config.data.items
-    if before is None:
-        raise InputError(
-            f"--items: model {rebuilt.config.model.name} knows items by their ids and no others; "
-            "train it again, or take a model that reads text (recformer)"
-        )
     if job.quantise is not None or "quantised" in job.manifest:
         raise InputError(
             "--items: give the catalogue to the bundle of floats, then quantise what comes out"
         )
-    config = before.model_copy(update={"source": job.catalogue})
-    features, items = read_text(rebuilt.features, config, job.root, job.reporter, keep_words=True)
-    job.manifest.pop("metrics", None)
+    check_catalogue(rebuilt)
+    assert rebuilt.config.data.items is not None
+    config = rebuilt.config.data.items.model_copy(update={"source": job.catalogue})
+    features, found = read_text(rebuilt.features, config, job.root, job.reporter, keep_words=True)
+    again = over_catalogue(rebuilt, features)
+    trained = job.manifest["memory"]["training_bytes"]
+    sizes = replace(table_memory(again.graph.model), training_bytes=trained)
+    job.manifest["memory"] = asdict(sizes)
     job.manifest["config"]["data"]["items"]["source"] = job.catalogue
-    return over_catalogue(rebuilt, features), raw_items(items, features)
+    job.manifest.pop("metrics", None)
+    return again, raw_items(as_typed(found, items.type), features)
 
 
 def _quantise(model: nn.Module, kind: Kind, manifest: Manifest, metric: str, judge: Judge) -> None:
@@ -181,13 +182,14 @@ def _quantise(model: nn.Module, kind: Kind, manifest: Manifest, metric: str, jud
         )
     after = table_memory(model)
     changed = {}
-    for split, live in manifest["metrics"].items():
+    for split, live in manifest.get("metrics", {}).items():
         served = judge(split)
         changed[split] = {"before": live[metric], "after": served[metric]}
     sizes = {"before": before.stored_bytes, "after": after.stored_bytes}
     trained = manifest["memory"]["training_bytes"]
     manifest["memory"] = asdict(replace(after, training_bytes=trained))
-    manifest["quantised"] = {"kind": kind, "stored_bytes": sizes, metric: changed}
+    measured = {metric: changed} if changed else {}
+    manifest["quantised"] = {"kind": kind, "stored_bytes": sizes, **measured}
     export = {**manifest["config"].get("export", {}), "quantise": kind}
     manifest["config"] = {**manifest["config"], "export": export}
 

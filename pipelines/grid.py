@@ -124,7 +124,8 @@ def data_digest(config: AnyRunConfig, label: str, root: str) -> str:
 def _data(config: AnyRunConfig, label: str) -> list[Any]:
     """The paths that a run reads; it needs a test split."""
     if isinstance(config, SequenceRunConfig):
-        return [config.data.source]
+        items = config.data.items
+        return [config.data.source, None if items is None else items.source]
     data = config.data
     if data.test is None and data.source is None:
         raise InputError(f"config {label}: a benchmark needs data.test")

@@ -19,7 +19,7 @@ from recsys.build_sequence import SequenceAssembly, build_sequence
 from recsys.config import AnyRunConfig, RunConfig, SequenceRunConfig
 from recsys.data import EncodedData, Splits, encoded, open_source, splits
 from recsys.data.interactions import SequenceFiles, write_sequences
-from recsys.data.item_space import fit_sequences, raw_items, special_ids, train_items
+from recsys.data.item_space import as_typed, fit_sequences, raw_items, special_ids, train_items
 from recsys.data.sequence_data import SequenceData, Windows, sequence_data
 from recsys.features import Features, fit
 from recsys.features.item_text import with_text
@@ -85,7 +85,8 @@ def prepare_sequences(
     features = fit_features(config, raw, cache, reporter, fit_sequences)
     items = train_items(raw.catalogue)
     if config.data.items is not None:
-        features, items = read_text(features, config.data.items, root, reporter)
+        features, found = read_text(features, config.data.items, root, reporter)
+        items = as_typed(found, items.type)
     assembly = build_sequence(config, features)
 
     def encode(name: str, windows: Windows | None = None) -> SequenceData:
@@ -115,6 +116,11 @@ def read_text(
     assert field.counts is not None, "sequences are fitted with a closed id space"
     first = special_ids(features)
     known, new = len(field.counts) - first, int((field.counts[first:] == 0).sum())
+    if not keep_words and not field.counts[first:].any():
+        raise InputError(
+            f"data.items {config.source}: no item of train has a row with text in it; check that "
+            f"column {config.item!r} holds what the log calls an item"
+        )
     reporter.say(
         f"items: {known:,} of {len(items):,} with text, {new:,} of them not in train; of train's "
         f"interactions {field.counts[1]:,} are with items without text"

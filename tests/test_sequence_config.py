@@ -81,6 +81,20 @@ def test_the_column_may_be_named_otherwise() -> None:
             "data.items.attributes",
         ),
         (
+            {
+                "model": {"name": "recformer"},
+                "data": {**TREE["data"], "items": {**TEXT, "attributes": ["title", "title"]}},
+            },
+            "data.items.attributes: a column is given twice; give each once",
+        ),
+        (
+            {
+                "model": {"name": "recformer", "phases": ["fine_tune", "pretrain"]},
+                "data": {**TREE["data"], "items": TEXT},
+            },
+            "phases: name some of pretrain, fine_tune, fixed_items, each once, in this order",
+        ),
+        (
             {"model": {"name": "recformer", "window": 7}, "data": {**TREE["data"], "items": TEXT}},
             "model.window",
         ),

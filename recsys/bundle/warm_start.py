@@ -65,13 +65,14 @@ def warm_start(model: nn.Module, features: Features, config: AnyRunConfig) -> Wa
         for field in features.fields
         if field.kind != "numeric" and field.shares is None
     }
+    items = next(iter(moves.values()), Moves.open())
     words = [word_state(f) for f in (old.features, features)]
-    if all(words):
-        moves[WORDS] = _vocabulary(*words)
+    if all(words):  # tables have rows of words instead of items
+        moves = {WORDS: _vocabulary(*words)}
     theirs, ours = embedding_layers(old.graph.model), embedding_layers(model)
     for before, layer in zip(theirs, ours, strict=False):  # another number: seen by the network
         check_widths(before, layer, where=where)
-    _copy_network(where, old.graph.model, model, old.config, config, moves)
+    _copy_network(where, old.graph.model, model, old.config, config, items)
     for before, layer in zip(theirs, ours, strict=True):
         copy_layer(before, layer, moves, where=where)
     known = {
@@ -176,9 +177,10 @@ def _copy_network(
     new: nn.Module,
     old_config: AnyRunConfig,
     config: AnyRunConfig,
-    moves: dict[str, Moves],
+    items: Moves,
 ) -> None:
-    """Copies every tensor of the model that is no table."""
+    """Copies every tensor of the model that is no table; what has a number or a row an item by
+    ``items``."""
     by_item, fresh = _by_item(new), _fresh(new)
     theirs, ours = _network(old), _network(new)
     for name in sorted(theirs.keys() | ours.keys()):
@@ -195,8 +197,7 @@ def _copy_network(
             )
     for name, tensor in ours.items():
         if name in by_item:
-            move = next(iter(moves.values()))  # of the one sequence of items
-            tensor.index_copy_(0, move.new, theirs[name].index_select(0, move.old))
+            tensor.index_copy_(0, items.new, theirs[name].index_select(0, items.old))
         else:
             tensor.copy_(theirs[name])
 

@@ -101,7 +101,7 @@ def write_sequences(
 
 
 def _key(source: Source, config: InteractionsConfig, column: str) -> str:
-    rule = config.model_dump(mode="json", exclude={"source"})
+    rule = config.model_dump(mode="json", exclude={"source", "items"})
     text = json.dumps([FORMAT, source.fingerprint, rule, column], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

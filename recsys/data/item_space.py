@@ -50,6 +50,14 @@ def train_items(catalogue: Path) -> pa.Array:
     return pq.read_table(catalogue, columns=["item"]).column("item").combine_chunks()
 
 
+def as_typed(items: pa.Array, dtype: pa.DataType) -> pa.Array:
+    """``items`` of the type that the log has, if they all have a place in it."""
+    try:
+        return items.cast(dtype)
+    except pa.ArrowInvalid:  # longer integers than any of the log
+        return items
+
+
 def raw_items(items: pa.Array, features: Features) -> pa.Array:
     """The raw item of every encoded id (num_ids,), null for ids that are no item.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Annotated
+from functools import lru_cache
+from typing import Annotated, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from recsys.features.tokenizers import Tokenizer
 from recsys.settings import Paths
@@ -36,6 +36,12 @@ class ItemTextConfig(FrozenConfig):
     max_tokens: PositiveInt = 32
     min_count: PositiveInt = 1
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.attributes)) < len(self.attributes):
+            raise ValueError("data.items.attributes: a column is given twice; give each once")
+        return self
+
 
 def read_items(source: Source, name: str, family: str) -> pa.Array:
     """The catalogue's items (N,), of the log's type ``family``; null for rows of no item. Errors:
@@ -43,7 +49,7 @@ def read_items(source: Source, name: str, family: str) -> pa.Array:
     parts = [pa.nulls(0, pa.int64())]
     for rows in source.batches([name]):
         column = rows.column(0)
-        if type_family(column.type, name) != family:
+        if type_family(column.type, name) != family or is_list(column.type):
             raise InputError(
                 f"{source.files[0]}: column {name!r} is {column.type}, but the log's items are "
                 f"{family}; give both the same type"
@@ -80,13 +86,16 @@ def read_tokens(
     tokenizer: Tokenizer,
     progress: Callable[[int], None] | None,
 ) -> Tokens:
-    split = cache(tokenizer)  # values repeat
+    split = lru_cache(2**14)(tokenizer)  # values repeat
     known: dict[str, int] = {}
     rows, words, keys, pieces = (array("q") for _ in range(4))  # of ints a list takes five times
     names = [split(name.replace("_", " ")) for name in config.attributes]
     row, word = 0, 0
     for batch in source.batches(list(config.attributes)):
-        columns = [_as_text(column) for column in batch.columns]
+        columns = [
+            _as_text(column, name)
+            for column, name in zip(batch.columns, config.attributes, strict=True)
+        ]
         for values in zip(*columns, strict=True):
             for name, value in zip(names, values, strict=True):
                 if value is None:
@@ -115,10 +124,24 @@ def read_tokens(
     )
 
 
-def _as_text(column: pa.Array) -> list[str | None]:
-    if is_list(column.type):
-        return [
-            None if value is None else " ".join(str(part) for part in value if part is not None)
-            for value in column.to_pylist()
-        ]
-    return [None if value is None else str(value) for value in column.to_pylist()]
+TEXTUAL = ("text", "int", "float", "bool", "timestamp")
+
+
+def _as_text(column: pa.Array, name: str) -> list[str | None]:
+    """Each value as text, lists with spaces between; None for null and what is not a number."""
+    values = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    family = type_family(values.type, name)  # refuses what has no family
+    nested = is_list(values.type) and is_list(values.type.value_type)
+    if nested or family not in (*TEXTUAL, "null"):
+        raise InputError(
+            f"data.items.attributes: column {name!r} is {column.type}, which is no text; cast it, "
+            "or leave it out"
+        )
+    if is_list(values.type):
+        parts = ((part for part in row or () if _says(part)) for row in values.to_pylist())
+        return [" ".join(str(part) for part in row) or None for row in parts]
+    return [str(value) if _says(value) else None for value in values.to_pylist()]
+
+
+def _says(value: object) -> bool:
+    return value is not None and value == value  # not a number is unlike itself

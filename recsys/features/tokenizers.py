@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
+from functools import cache
 from itertools import groupby
 from pathlib import Path
+from unicodedata import category, normalize
 
 from recsys.types import InputError
 
 Tokenizer = Callable[[str], list[list[str]]]
 """Text -> its words in order, each as its pieces."""
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+
+@cache
+def _word() -> re.Pattern[str]:
+    r"""Letters and digits with their marks, of which Python's ``\w`` knows nothing: vowels of many
+    scripts are marks."""
+    marks = "".join(c for c in map(chr, range(sys.maxunicode)) if category(c).startswith("M"))
+    part = rf"[^\W_](?:[^\W_]|[{marks}])*"
+    return re.compile(rf"{part}(?:['’]{part})*")
 
 
 def words(text: str) -> list[list[str]]:
@@ -24,7 +34,7 @@ def words(text: str) -> list[list[str]]:
     >>> words("Schindler's List (1993)")
     [["schindler's"], ['list'], ['1993']]
     """
-    return [[word] for word in _WORD.findall(text.casefold())]
+    return [[word] for word in _word().findall(normalize("NFC", text).casefold())]
 
 
 def open_tokenizer(name: str, root: str | os.PathLike[str] | None = None) -> Tokenizer:
@@ -50,9 +60,13 @@ def open_tokenizer(name: str, root: str | os.PathLike[str] | None = None) -> Tok
         reason = " ".join(str(error).split())
         raise InputError(f"{where}: is no tokenizer.json ({reason})") from None
 
+    pieces.no_padding()  # files are often saved with the settings of one use
+    pieces.no_truncation()
+
     def split(text: str) -> list[list[str]]:
         found = pieces.encode(text, add_special_tokens=False)
         pairs = zip(found.word_ids, found.tokens, strict=True)
-        return [[token for _, token in word] for _, word in groupby(pairs, lambda pair: pair[0])]
+        words = groupby(pairs, lambda pair: pair[0])
+        return [[token for _, token in word] for place, word in words if place is not None]
 
     return split

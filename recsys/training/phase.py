@@ -21,7 +21,7 @@ tensor, such as modes and which parameters take gradients, is set by `Phase.ente
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -76,6 +76,9 @@ class Phase:
     ends the phase and ``plateau_factor`` lowers the rate. ``rate``: what all learning rates are
     multiplied by.
     """
+
+    judges_start: ClassVar[bool] = False
+    """Whether the weights that it starts with stay if no epoch is better."""
 
     def __init__(
         self,
@@ -137,3 +140,21 @@ class Phase:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Puts back what `state` returned."""
+
+
+def states_of(phases: Sequence[Phase]) -> dict[str, Tensor]:
+    """What `Phase.state` of each returns, as one dict."""
+    return {
+        f"{place}.{key}": value
+        for place, phase in enumerate(phases)
+        for key, value in phase.state().items()
+    }
+
+
+def load_states(phases: Sequence[Phase], tensors: dict[str, Tensor]) -> None:
+    """Puts back what `states_of` returned."""
+    for place, phase in enumerate(phases):
+        prefix = f"{place}."
+        phase.load_state(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )

@@ -38,7 +38,7 @@ class Schedule:
         warmup = self.config.warmup_steps
         ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
         floor = self.config.min_learning_rate / self.config.learning_rate
-        return self.rate * ramp * max(self.plateau_scale * self._decay(step), min(1.0, floor))
+        return ramp * max(self.rate * self.plateau_scale * self._decay(step), min(1.0, floor))
 
     def _decay(self, step: int) -> float:
         warmup = self.config.warmup_steps

@@ -23,7 +23,7 @@ from recsys.training.checkpoint import (
     set_rng_state,
 )
 from recsys.training.optimizers import build_optimizers
-from recsys.training.phase import Phase
+from recsys.training.phase import Phase, load_states, states_of
 from recsys.training.position import Position, TrainResult
 from recsys.training.prediction import Predictions, Rows, open_device, predict, to_device
 from recsys.training.progress import Bar, Reporter, SilentReporter
@@ -173,8 +173,13 @@ class Trainer:
         if saved is not None:
             self._restore(saved)
             self._reporter.say(f"resuming {phase.name} at step {at.total_steps:,}")
-        elif at.phase > 0:
-            self._save()
+        else:
+            if phase.judges_start and self._valid is not None:
+                if self._schedule.judge(at.epoch, self._evaluate(self.model, self._valid)):
+                    self._best = self._weights()
+                self._schedule.history.clear()  # it was no epoch
+            if at.phase > 0:
+                self._save()
         while not self._over(phase):
             self._epoch(phase)
             traces = phase.end_epoch(self, at.epoch)
@@ -250,11 +255,14 @@ class Trainer:
         best = schedule.judge(at.epoch, metrics)
         schedule.history[-1]["train_loss"] = at.epoch_loss / max(1, at.batch)
         if best and keep:
-            self._best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            self._best = self._weights()
         named = {f"valid/{key}": value for key, value in metrics.items() if key != "rows"}
         named["train/epoch_loss"] = schedule.history[-1]["train_loss"]
         self._tracker.log_metrics(named, step=at.total_steps)
         return f"valid {monitor} {metrics[monitor]:.5f}" + (" (best)" if best and keep else "")
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -270,11 +278,7 @@ class Trainer:
             "optimizer": plain,
             "run_id": self._tracker.run_id,
         }
-        phases = {
-            f"{place}.{key}": value
-            for place, phase in enumerate(self._phases[: self._at.phase + 1])
-            for key, value in phase.state().items()
-        }
+        phases = states_of(self._phases[: self._at.phase + 1])
         model = self.model.state_dict()
         checkpoint = Checkpoint(model, tensors, self._best, phases, rng_state(), state)
         save_checkpoint(self._out, checkpoint, step=self._at.total_steps)
@@ -290,11 +294,6 @@ class Trainer:
         self.model.load_state_dict(saved.model)
         self._optimizers.load_state(saved.optimizer, saved.state["optimizer"])
         self._best = saved.best
-        for place, phase in enumerate(self._phases[: self._at.phase + 1]):
-            prefix = f"{place}."
-            mine = {
-                k.removeprefix(prefix): v for k, v in saved.phases.items() if k.startswith(prefix)
-            }
-            phase.load_state(mine)
+        load_states(self._phases[: self._at.phase + 1], saved.phases)
         self._schedule.load_state(saved.state["schedule"])
         set_rng_state(saved.rng)

@@ -67,6 +67,33 @@ def said(features: Features, items: pa.Array) -> dict[str, list[tuple[str, bool,
 def test_words() -> None:
     assert words("The Dog's bone_42, (ÉCOLE)") == [["the"], ["dog's"], ["bone"], ["42"], ["école"]]
     assert words(" -- ") == []
+    assert words("हिन्दी फिल्म") == [["हिन्दी"], ["फिल्म"]], "vowels are marks"
+    assert words("cafe\u0301") == words("CAFÉ")
+
+
+def test_values_of_any_plain_type_are_text(tmp_path: Path) -> None:
+    features, items = read(
+        tmp_path,
+        {
+            "item": ["a", "b", "c"],
+            "title": pa.array(["red", None, "hat"]).dictionary_encode(),
+            "year": pa.array([1999.0, float("nan"), None]),
+            "tags": [["x", None], [None], None],
+        },
+        attributes=["title", "year", "tags"],
+    )
+    known = item_text(features)
+    assert known is not None
+    assert set(raw_items(items, features).to_pylist()) == {None, "a", "c"}, "b says nothing"
+    assert len(known.counts) == 2 + len(["title", "year", "tags", "red", "hat", "1999", "0", "x"])
+
+
+@pytest.mark.parametrize(
+    "values", [[b"red", b"hat"], [[["x"]], [["y"]]], [{"a": 1}, {"a": 2}]], ids=str
+)
+def test_values_that_are_no_text(tmp_path: Path, values: list) -> None:
+    with pytest.raises(InputError, match="title"):
+        read(tmp_path, {"item": ["a", "b"], "title": values, "tags": [[], []]})
 
 
 def test_attributes_are_names_and_values_in_order(tmp_path: Path) -> None:
@@ -143,7 +170,10 @@ def test_saved_and_loaded_texts_are_equal(tmp_path: Path) -> None:
     [
         ({"item": ["a", "b", "a"]}, "row 2 of the group: item 'a' of column 'item' is in the"),
         ({"item": [1, 2, 3]}, "column 'item' is int64, but the log's items are text"),
-        ({"item": ["a", "b", "c"], "title": [None, "!", ""]}, "no item has text in title, tags"),
+        (
+            {"item": ["a", "b", "c"], "title": [None, "!", ""]},
+            "no item has a word that is read in title, tags",
+        ),
         ({"item": ["a", "b", "c"], "title": ["x"] * 3, "tags": None}, "tags"),
     ],
 )
@@ -162,6 +192,10 @@ def test_words_of_pieces_from_a_tokenizer_file(tmp_path: Path) -> None:
     made.pre_tokenizer = library.pre_tokenizers.Whitespace()
     made.save(str(tmp_path / "tokenizer.json"))
     split = open_tokenizer("tokenizer.json", tmp_path)
+    made.enable_padding(length=8)
+    made.enable_truncation(2)
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert open_tokenizer("tokenizer.json", tmp_path)("red shoe red") == split("red shoe red")
     assert split("red shoe red") == [["red"], ["sh", "##oe"], ["red"]]
     features, _ = read(
         tmp_path,

@@ -14,6 +14,7 @@ import torch
 from planted_xor import Recsys
 
 from pipelines import embeddings, export, train
+from pipelines.grid import data_digest
 from recsys.build_sequence import build_sequence
 from recsys.bundle.rebuild_topk import rebuild_top_k
 from recsys.bundle.warm_start import warm_start
@@ -71,14 +72,12 @@ def tree(folder: Path, **changes: Any) -> dict[str, Any]:
             "name": "recformer",
             "hidden_units": 32,
             "dropout": 0.0,
-            "pretrain_epochs": 12,
             "mask_weight": 0,
-            "fixed_epochs": 2,
             "window_stride": 0.2,
         },
         "train": {
             "batch_size": 32,
-            "max_epochs": 1,
+            "max_epochs": 16,
             "learning_rate": 3e-3,
             "decay": "cosine",
             "monitor": "recall@4",
@@ -149,24 +148,80 @@ def test_bundles_over_new_films_can_be_built_again(moved: Path, folder: Path) ->
     assert open_bundle(folder / "again").manifest["task"] == "top_k"
 
 
-@pytest.mark.parametrize("quantise", ["int8", None])
-def test_what_cannot_be_given_new_films(
-    folder: Path, result: dict[str, Any], quantise: Any, tmp_path: Path
+def test_the_same_catalogue_gives_the_same_lists(
+    folder: Path, result: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = tree(folder, model={"name": "gru4rec"}, name="ids")
-    del config["data"]["items"]
+    out = tmp_path / "same"
+    export.run(Path(result["bundle"]), out, root=str(folder), catalogue="films.parquet")
+    history = pa.table({"history": [[film(k, 1), film(k + 1, 2)] for k in range(4)]})
+    before, after = (TopK(path).recommend(history) for path in (result["bundle"], out))
+    assert after.items.to_pylist() == before.items.to_pylist()
+    np.testing.assert_allclose(
+        after.scores.combine_chunks().flatten(), before.scores.combine_chunks().flatten(), rtol=1e-4
+    )
+
+
+def test_what_came_out_can_be_quantised(moved: Path, folder: Path, tmp_path: Path) -> None:
+    memory = open_bundle(moved).manifest["memory"]
+    assert memory["stored_bytes"] < 4 * 16 * (2 + 3 + 14) + 200, "three films, thirteen words"
+    done = export.run(moved, tmp_path / "small", root=str(folder), quantise="int8")
+    assert list(done["quantised"]) == ["kind", "stored_bytes"]
+    rebuild_top_k(open_bundle(tmp_path / "small")).check(pa.table({"history": [[8], [7, 8]]}))
+
+
+@pytest.mark.parametrize(
+    ("model", "quantise", "says"),
+    [
+        ({"name": "recformer"}, "int8", "quantise what comes out"),
+        ({"name": "recformer", "phases": ["fine_tune"]}, None, "end with fine_tune, after which"),
+        ({"name": "gru4rec"}, None, "gru4rec knows items by their ids"),
+    ],
+)
+def test_what_cannot_be_given_new_films(
+    folder: Path, model: dict[str, Any], quantise: Any, says: str, tmp_path: Path
+) -> None:
+    config = tree(folder, model=model, name="refused")
+    if model["name"] == "gru4rec":
+        del config["data"]["items"]
     config["train"] = {"max_epochs": 1, "monitor": "recall@4"}
-    bundle = Path(result["bundle"])
-    if quantise is None:
-        bundle = Path(
-            train.run(parse_config(config), root=str(folder), out=tmp_path / "runs")["bundle"]
-        )
-    says = "quantise what comes out" if quantise else "gru4rec knows items by their ids"
+    done = train.run(parse_config(config), root=str(folder), out=tmp_path / "runs")
     with pytest.raises(InputError, match=says):
         export.run(
-            bundle, tmp_path / "x", root=str(folder), catalogue="new.parquet", quantise=quantise
+            Path(done["bundle"]),
+            tmp_path / "x",
+            root=str(folder),
+            catalogue="films.parquet",
+            quantise=quantise,
         )
     assert not (tmp_path / "x").exists()
+
+
+def test_a_catalogue_of_other_items_is_refused(folder: Path, tmp_path: Path) -> None:
+    write_catalogue(folder / "others.parquet", [(1, "war"), (2, "love")])
+    config = tree(folder)
+    config["data"]["items"]["source"] = "others.parquet"
+    with pytest.raises(InputError, match="no item of train has a row with text in it; check that"):
+        train.run(parse_config(config), root=str(folder), out=tmp_path / "runs")
+
+
+def test_another_catalogue_is_other_data_for_grids_but_not_for_splits(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = parse_config(tree(folder))
+    assert isinstance(config, SequenceRunConfig)
+    digest = data_digest(config, "films", str(folder))
+    (tmp_path / "log.parquet").write_bytes((folder / "log.parquet").read_bytes())
+    write_catalogue(tmp_path / "films.parquet", [(1, "war"), (2, "love")])
+    source = open_source("log.parquet", tmp_path)
+    here = data_digest(config, "films", str(tmp_path))
+    write_catalogue(tmp_path / "films.parquet", [(1, "war"), (2, "crime and love")])
+    assert data_digest(config, "films", str(tmp_path)) != here != digest
+    plain = config.data.model_copy(update={"items": None})
+    folders = {
+        write_sequences(source, data, "history", tmp_path / "s").catalogue.parent
+        for data in (config.data, plain)
+    }
+    assert len(folders) == 1
 
 
 def test_a_run_starts_from_the_words_of_another_catalogue(
@@ -180,12 +235,12 @@ def test_a_run_starts_from_the_words_of_another_catalogue(
     config = tree(tmp_path)
     config["train"] = {**config["train"], "warm_start": result["bundle"]}
     config["model"]["mask_weight"] = 0.1
+    config["train"]["max_epochs"] = 1
     parsed = parse_config(config)
     assert isinstance(parsed, SequenceRunConfig)
     assert parsed.data.items is not None
-    files = write_sequences(
-        open_source("log.parquet", tmp_path), parsed.data, "history", tmp_path / "s"
-    )
+    source = open_source("log.parquet", tmp_path)
+    files = write_sequences(source, parsed.data, "history", tmp_path / "s")
     fitted = fit_sequences(parsed.features, files.train)
     features, _ = with_text(fitted, parsed.data.items, tmp_path)
     model = build_sequence(parsed, features).model

@@ -269,6 +269,7 @@ def test_schedule_decays_from_the_warm_up_to_the_floor_at_the_last_step() -> Non
     assert cosine.lr_scale(6) == pytest.approx(0.5)
     slower = Schedule(TrainConfig(**settings, decay="cosine"), steps=10, rate=0.1)
     assert slower.lr_scale(6) == pytest.approx(0.05)
+    assert slower.lr_scale(25) == pytest.approx(0.01)  # the same floor
     assert cosine.lr_scale(25) == pytest.approx(0.01)  # never below, nor up again
     for epoch in range(9):  # bad epochs change nothing, unless the config says so
         cosine.judge(epoch, {"auc": 0.5})

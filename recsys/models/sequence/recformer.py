@@ -1,10 +1,10 @@
 """Recformer."""
 
-from typing import Annotated, Dict, Literal, Mapping
+from typing import Annotated, Dict, Literal, Mapping, get_args
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from recsys.data.sequence_data import Windows
@@ -15,14 +15,14 @@ from recsys.layers.local_attention import LocalEncoder
 from recsys.models.deep import Probability
 from recsys.models.sequence.masked_words import MaskedWords
 from recsys.models.sequence.next_item import draw_place
-from recsys.models.sequence.recformer_phases import FINE_TUNE, PRETRAIN, text_phases
+from recsys.models.sequence.recformer_phases import PRETRAIN, text_phases
 from recsys.models.sequence.text_model import TextModel
 from recsys.models.sequence.text_reader import TextReader, newest_first
 from recsys.settings import TrainConfig
 from recsys.training.phase import Phase
 from recsys.types import Batch, FieldSpec, FrozenConfig, Target
 
-Epochs = Annotated[int, Field(ge=0)]
+TextTask = Literal["pretrain", "fine_tune", "fixed_items"]
 
 
 class RecformerConfig(FrozenConfig):
@@ -32,12 +32,11 @@ class RecformerConfig(FrozenConfig):
     one target an epoch. ``init_std``: of the vectors of places, types and the like; those of words
     have the table's.
 
-    ``pretrain_epochs``, ``fixed_epochs``: of the first and the last phase (0: there is none), where
-    ``train.max_epochs`` is of the second. ``correct_popularity``: a batch holds popular items more
-    often than others; take that off their scores as negatives. ``mask_share``: of the words, in
-    pretraining; ``mask_weight``: of guessing them in the loss (0: none are hidden, which takes a
-    fourth of the time). ``fine_tune_rate``: what learning rates are multiplied by in the second
-    phase.
+    ``phases``: each of ``train.max_epochs`` at most. ``correct_popularity``: a batch holds popular
+    items more often than others; take that off their scores as negatives. ``mask_share``: of the
+    words, in pretraining; ``mask_weight``: of guessing them in the loss (0: none are hidden, which
+    takes a fourth of the time). ``fine_tune_rate``: what learning rates are multiplied by in the
+    phases after pretraining.
     """
 
     name: Literal["recformer"] = "recformer"
@@ -48,14 +47,20 @@ class RecformerConfig(FrozenConfig):
     window: Annotated[int, Field(ge=2, multiple_of=2)] = 64
     max_tokens: Annotated[int, Field(ge=2)] = 512
     temperature: PositiveFloat = 0.05
-    pretrain_epochs: Epochs = 10
+    phases: Annotated[tuple[TextTask, ...], Field(min_length=1)] = ("pretrain",)
     correct_popularity: bool = True
     fine_tune_rate: PositiveFloat = 0.1
-    fixed_epochs: Epochs = 10
     mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     mask_weight: Annotated[float, Field(ge=0)] = 0.1
     window_stride: Annotated[float, Field(gt=0, le=1)] = 0.5
     init_std: PositiveFloat = 0.02
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "RecformerConfig":
+        order = get_args(TextTask)
+        if list(self.phases) != [name for name in order if name in self.phases]:
+            raise ValueError(f"phases: name some of {', '.join(order)}, each once, in this order")
+        return self
 
 
 class Recformer(TextModel):
@@ -67,13 +72,14 @@ class Recformer(TextModel):
     Recformer, KDD 2023, https://arxiv.org/abs/2305.13731. Three phases: *pretrain* (a history
     should find the text of the item that came after it among those of the batch, plus guessing
     hidden words of both), *fine_tune* (softmax over the table of all items' vectors, encoded anew
-    before every epoch) and *fixed_items* (the same, its best table kept as it is).
+    before every epoch) and *fixed_items* (the same over the table as it is). The last two move
+    histories away from what encodes items: only after pretraining alone can other catalogues be
+    encoded later.
 
     Other than published: a small encoder from random weights instead of Longformer-base, so word
-    vectors are trained and no language is known before; a batch's equal targets are no negatives of
-    each other, and what popularity makes of the others is taken off (a log-frequency correction,
-    Bengio and Senecal 2008); each phase has the whole schedule of learning rates. From random
-    weights it is pretraining that teaches most.
+    vectors are trained and no language is known before, and pretraining teaches most; a batch's
+    equal targets are no negatives of each other, and what popularity makes of the others is taken
+    off (Bengio and Senecal 2008); each phase has the whole schedule of learning rates.
 
     **Shape** batch of B histories -> queries ``(B, D)``.
     """
@@ -90,7 +96,7 @@ class Recformer(TextModel):
         specials: int = 2,
         text: ItemText,
     ) -> None:
-        width, pretrains = layers["word"].dim, config.pretrain_epochs > 0
+        width, pretrains = layers["word"].dim, PRETRAIN in config.phases
         guesses = pretrains and config.mask_weight > 0
         assert field.max_length is not None, field
         super().__init__(
@@ -118,7 +124,7 @@ class Recformer(TextModel):
             temperature=config.temperature,
         )
         self.config = config
-        self.task: str = PRETRAIN if pretrains else FINE_TUNE
+        self.task: str = config.phases[0]
         counts = torch.zeros(self.num_ids) if field.counts is None else torch.tensor(field.counts)
         corrected = counts if config.correct_popularity else torch.zeros(self.num_ids)
         self.register_buffer("log_counts", corrected.float().clamp_min(1).log(), persistent=False)
@@ -145,8 +151,7 @@ class Recformer(TextModel):
             hidden_units=16,
             window=4,
             max_tokens=24,
-            pretrain_epochs=1,
-            fixed_epochs=1,
+            phases=("pretrain", "fine_tune", "fixed_items"),
             mask_share=0.5,
         )
 
@@ -158,13 +163,9 @@ class Recformer(TextModel):
 
     @torch.jit.unused
     def phases(self, config: TrainConfig) -> list[Phase]:
-        """The three phases, without those that have no epochs."""
-        return text_phases(
-            pretrain_epochs=self.config.pretrain_epochs,
-            epochs=config.max_epochs,
-            rate=self.config.fine_tune_rate,
-            fixed_epochs=self.config.fixed_epochs,
-        )
+        """Those of the config."""
+        own = self.config
+        return text_phases(own.phases, config.max_epochs, rate=own.fine_tune_rate)
 
     @torch.jit.unused
     def loss(self, batch: Batch, target: Target) -> Tensor:
@@ -187,8 +188,9 @@ class Recformer(TextModel):
         """Texts (B, L) and items (B,): InfoNCE from histories to the items' texts, and guessing
         words of both."""
         alone = self.text[wanted].unsqueeze(1)
-        scores = self.represent(histories) @ self.represent(alone).t() / self.temperature  # (B, B)
-        scores = scores.float() - self.log_counts[wanted]
+        asked, items = self.represent(histories), self.represent(alone)
+        with torch.autocast(asked.device.type, enabled=False):  # at first all are nearly alike
+            scores = asked @ items.t() / self.temperature - self.log_counts[wanted]  # (B, B)
         same = alone == alone.t()
         same.fill_diagonal_(False)
         scores = scores.masked_fill(same, -torch.inf)

@@ -3,6 +3,7 @@ is called by."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from recsys.training.phase import Loop, Phase
@@ -23,7 +24,7 @@ class TextPhase(Phase):
 
 class Pretrain(TextPhase):
     """Histories find the next item's text among those of the batch, and hidden words are guessed.
-    Each epoch is judged by ranking the catalogue, as the later phases are."""
+    Each epoch is judged by ranking the catalogue as it is encoded then."""
 
     def end_epoch(self, loop: Loop, epoch: int) -> Metrics:
         _model(loop).encode_items()
@@ -34,24 +35,25 @@ class FineTune(TextPhase):
     """Softmax over the catalogue as it was encoded before the epoch; the best epoch keeps its
     catalogue with its weights."""
 
+    judges_start = True
+
     def start_epoch(self, loop: Loop, epoch: int) -> None:
         _model(loop).encode_items()
 
 
 class FixedItems(TextPhase):
-    """Softmax over the best catalogue of the phase before, which stays as it is."""
+    """Softmax over the catalogue of the phase before, which stays as it is."""
+
+    judges_start = True
 
 
-def text_phases(
-    *, pretrain_epochs: int, epochs: int, rate: float, fixed_epochs: int
-) -> list[Phase]:
-    """The three, without those that have no epochs; ``rate``: of the second."""
-    plan = [
-        Pretrain(PRETRAIN, pretrain_epochs),
-        FineTune(FINE_TUNE, epochs, rate=rate),
-        FixedItems(FIXED_ITEMS, fixed_epochs),
+def text_phases(names: Sequence[str], epochs: int, *, rate: float) -> list[Phase]:
+    """Those of these names; ``rate``: of all but pretraining."""
+    kinds = {FINE_TUNE: FineTune, FIXED_ITEMS: FixedItems}
+    return [
+        Pretrain(name, epochs) if name == PRETRAIN else kinds[name](name, epochs, rate=rate)
+        for name in names
     ]
-    return [phase for phase in plan if phase.max_epochs]
 
 
 def _model(loop: Loop) -> Any:

@@ -23,7 +23,11 @@ from recsys.training.stopping import Interrupted
 from recsys.training.trainer import Trainer
 
 CONFIG = RecformerConfig(
-    hidden_units=32, window=4, max_tokens=32, dropout=0, pretrain_epochs=2, fixed_epochs=2
+    hidden_units=32,
+    window=4,
+    max_tokens=32,
+    dropout=0,
+    phases=("pretrain", "fine_tune", "fixed_items"),
 )
 TRAIN = {"max_epochs": 2, "learning_rate": 3e-3}
 
@@ -195,6 +199,19 @@ def test_pretraining_teaches_both_sides() -> None:
     assert (found == following).float().mean() > 0.8, "without any fine-tuning"
 
 
+def test_popular_items_are_no_stronger_negatives() -> None:
+    """What popularity adds to a score as a negative is taken off it."""
+    model, _ = model_of(CONFIG.model_copy(update={"mask_weight": 0.0}))
+    model.eval()
+    histories_, wanted = torch.tensor([[3, 4], [5, 6]]), torch.tensor([7, 8])
+    with torch.no_grad():
+        model.log_counts[8] = 2.0
+        loss = model._pretrain_loss(histories_, wanted)
+        asked, items = model.represent(histories_), model.represent(model.text[wanted][:, None])
+    scores = asked @ items.T / 0.05 - torch.tensor([0.0, 2.0])
+    torch.testing.assert_close(loss, -scores.log_softmax(1).diagonal().mean())
+
+
 def test_equal_targets_of_a_batch_are_no_negatives() -> None:
     model, _ = model_of(CONFIG.model_copy(update={"mask_weight": 1e-9}))
     model.eval()
@@ -230,8 +247,8 @@ def test_phases_and_the_table_that_the_last_one_keeps(tmp_path: Path) -> None:
     assert not torch.equal(weights[1], weights[2]), "while the encoder goes on"
 
 
-def test_phases_that_have_no_epochs_are_left_out(tmp_path: Path) -> None:
-    model = small(tmp_path, pretrain_epochs=0, fixed_epochs=0).model
+def test_phases_are_those_of_the_config(tmp_path: Path) -> None:
+    model = small(tmp_path, phases=("fine_tune",)).model
     assert [phase.name for phase in model.phases(model_of(CONFIG)[1])] == ["fine_tune"]
     assert model.pretraining_only() == []
     assert not any(
