@@ -96,8 +96,8 @@ def with_text(
     if len(texts["ends"]) == 1:
         raise InputError(
             f"{source.files[0]}: no item has a word that is read in "
-            f"{', '.join(config.attributes)}; name other columns in data.items.attributes, or lower "
-            "min_count"
+            f"{', '.join(config.attributes)}; name other columns in data.items.attributes, or "
+            "lower min_count"
         )
     name, said = features.fields[0].name, place > 0
     state, order = _by_count(features.states[name], raw[said])
