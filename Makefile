@@ -21,7 +21,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) torch $(FBGEMM_$(DEVICE))
 	@$(PIP) --editable '.[dev]' tensordict torchmetrics tqdm pyre-extensions
 	@# torchrec's metadata asks for the CUDA fbgemm even on a CPU, so its dependencies are named above
-	@$(PIP) --no-deps torchrec
+	@# tokenizers asks for a hub client that reading files does not need
+	@$(PIP) --no-deps torchrec tokenizers
 	@touch $@
 
 quickstart: $(READY) ## install everything, then train, track, export, verify and score a small log

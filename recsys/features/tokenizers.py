@@ -51,8 +51,8 @@ def open_tokenizer(name: str, root: str | os.PathLike[str] | None = None) -> Tok
         from tokenizers import Tokenizer as Pieces
     except ImportError:
         raise InputError(
-            f"{where}: reading it takes the library tokenizers; pip install tokenizers, or write "
-            "words"
+            f"{where}: reading it takes the library tokenizers; pip install 'recsys[text]', or "
+            "write words"
         ) from None
     try:
         pieces = Pieces.from_file(str(path))
