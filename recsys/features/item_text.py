@@ -58,8 +58,7 @@ class ItemText:
 
 def item_text(features: Features) -> ItemText | None:
     """The texts that `with_text` put into ``features``, if it did."""
-    (field,) = features.fields
-    state = features.states.get(_state_name(field.name))
+    state = features.states.get(_state_name(features.fields[0].name))
     if state is None:
         return None
     return ItemText(**{key: value for key, value in state.items() if key != "ids"})
@@ -67,8 +66,7 @@ def item_text(features: Features) -> ItemText | None:
 
 def word_state(features: Features) -> State:
     """The vocabulary of words: see `VocabularyCollector`; empty without text."""
-    (field,) = features.fields
-    state = features.states.get(_state_name(field.name), {})
+    state = features.states.get(_state_name(features.fields[0].name), {})
     return {key: state[key] for key in ("ids", "counts") if key in state}
 
 
