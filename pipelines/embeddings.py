@@ -14,11 +14,10 @@ from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.prepare import fit_features, read_text, sequence_files
+from pipelines.prepare import fit_features, fit_items, sequence_files
 from recsys.build_sequence import table_field
 from recsys.config import AnyRunConfig, SequenceRunConfig
 from recsys.data import splits
-from recsys.data.item_space import fit_sequences
 from recsys.embeddings import (
     EMBEDDINGS,
     EmbeddingLayer,
@@ -89,9 +88,7 @@ def fitted(config: AnyRunConfig, *, root: str, cache: Path, reporter: Reporter) 
     """The features of a run of either kind."""
     if isinstance(config, SequenceRunConfig):
         files = sequence_files(config, root, cache, reporter)
-        features = fit_features(config, files, cache, reporter, fit_sequences)
-        if config.data.items is not None:
-            features, _ = read_text(features, config.data.items, root, reporter)
+        features, _ = fit_items(config, files, root, cache, reporter)
         return features
     return fit_features(config, splits(config.data, root), cache, reporter)
 

@@ -82,11 +82,7 @@ def prepare_sequences(
 ) -> PreparedSequences:
     """As `prepare`; ``train`` holds the windows that the model asks for."""
     raw = sequence_files(config, root, cache, reporter)
-    features = fit_features(config, raw, cache, reporter, fit_sequences)
-    items = train_items(raw.catalogue)
-    if config.data.items is not None:
-        features, found = read_text(features, config.data.items, root, reporter)
-        items = as_typed(found, items.type)
+    features, items = fit_items(config, raw, root, cache, reporter)
     assembly = build_sequence(config, features)
 
     def encode(name: str, windows: Windows | None = None) -> SequenceData:
@@ -97,6 +93,18 @@ def prepare_sequences(
     train = encode("train", assembly.model.windows(config.max_length))
     valid, test, items = encode("valid"), encode("test"), raw_items(items, features)
     return PreparedSequences(raw, features, items, assembly, train, valid, test)
+
+
+def fit_items(
+    config: SequenceRunConfig, raw: SequenceFiles, root: str, cache: Path, reporter: Reporter
+) -> tuple[Features, pa.Array]:
+    """The features of a sequence run, with the items' text if its model reads it, and raw items."""
+    features = fit_features(config, raw, cache, reporter, fit_sequences)
+    items = train_items(raw.catalogue)
+    if config.data.items is None:
+        return features, items
+    features, found = read_text(features, config.data.items, root, reporter)
+    return features, as_typed(found, items.type)
 
 
 def read_text(

@@ -46,7 +46,7 @@ class ItemTextConfig(FrozenConfig):
 def read_items(source: Source, name: str, family: str) -> pa.Array:
     """The catalogue's items (N,), of the log's type ``family``; null for rows of no item. Errors:
     `InputError` for another type, and for an item that has two rows."""
-    parts = [pa.nulls(0, pa.int64())]
+    parts = []
     for rows in source.batches([name]):
         column = rows.column(0)
         if type_family(column.type, name) != family or is_list(column.type):
@@ -55,7 +55,7 @@ def read_items(source: Source, name: str, family: str) -> pa.Array:
                 f"{family}; give both the same type"
             )
         parts.append(column)
-    items = pa.concat_arrays(parts[1:] or parts)
+    items = pa.concat_arrays(parts)  # no source is empty
     ids = ids_of(items, name)
     (rows,) = np.nonzero(ids != NULL_ID)
     _, first = np.unique(ids[rows], return_index=True)

@@ -199,5 +199,4 @@ def bert_start(module: nn.Module, std: float) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+            nn.init.zeros_(part.bias)

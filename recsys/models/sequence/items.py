@@ -9,7 +9,7 @@ from recsys.data.sequence_data import Windows
 from recsys.embeddings import EmbeddingLayer
 from recsys.settings import TrainConfig
 from recsys.training.phase import Phase
-from recsys.types import Batch, FieldSpec, MemoryReport
+from recsys.types import Batch, FieldSpec
 
 
 class ItemModel(nn.Module):
@@ -46,11 +46,6 @@ class ItemModel(nn.Module):
     def phases(self, config: TrainConfig) -> Optional[List[Phase]]:
         """How it is trained; ``None``: in one ordinary phase."""
         return None
-
-    @torch.jit.unused
-    def encoded_items(self) -> MemoryReport:
-        """The size of the table of items, if that is no embedding layer's."""
-        return MemoryReport(0, 0, 0, 0)
 
     @torch.jit.unused
     def pretraining_only(self) -> List[nn.Module]:

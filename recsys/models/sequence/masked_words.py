@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from recsys.embeddings import EmbeddingLayer
+from recsys.features.item_text import UNKNOWN
 from recsys.layers.catalogue_loss import catalogue_cross_entropy
 from recsys.layers.local_attention import LocalEncoder
 from recsys.models.sequence.text_reader import TextReader, Tokens
 
-FIRST_WORD = 2  # null and the unknown are no words
+FIRST_WORD = UNKNOWN + 1
 
 
 class MaskedWords(nn.Module):

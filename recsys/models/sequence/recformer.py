@@ -125,9 +125,10 @@ class Recformer(TextModel):
         )
         self.config = config
         self.task: str = config.phases[0]
-        counts = torch.zeros(self.num_ids) if field.counts is None else torch.tensor(field.counts)
-        corrected = counts if config.correct_popularity else torch.zeros(self.num_ids)
-        self.register_buffer("log_counts", corrected.float().clamp_min(1).log(), persistent=False)
+        log_counts = torch.zeros(self.num_ids)
+        if config.correct_popularity and field.counts is not None:
+            log_counts = torch.tensor(field.counts).float().clamp_min(1).log()
+        self.register_buffer("log_counts", log_counts, persistent=False)
         if guesses:
             self.embedding.read_whole = True  # by the softmax over all words
             self.masked_words = MaskedWords(width, len(text.counts), config.mask_share)
