@@ -16,7 +16,7 @@ from pipelines.benchmark_report import (
     summary,
     write_report,
 )
-from pipelines.grid import Grid, Job, columns_of, data_digest
+from pipelines.grid import Grid, Job, columns_of, data_digest, needs_test
 from recsys.config import AnyRunConfig, load_config
 from recsys.training import plots
 from recsys.training.progress import Reporter, SilentReporter
@@ -94,7 +94,8 @@ def _load(configs: Sequence[Path], overrides: Sequence[str]) -> dict[str, AnyRun
 def _grid(loaded: Mapping[str, AnyRunConfig], seeds: int, root: str) -> list[Job]:
     jobs = []
     for label, first in loaded.items():
-        data = data_digest(first, label, root)
+        needs_test(first, label)
+        data = data_digest(first, root)
         for seed in range(first.seed, first.seed + seeds):
             jobs.append(Job(label, first.model_copy(update={"seed": seed}), data))
     return jobs

@@ -97,6 +97,35 @@ def nas(
 
 
 @app.command()
+def tune(
+    config: ConfigFile,
+    space: Annotated[Path, typer.Argument(help="YAML file of KEY: [values] or {low, high, log}.")],
+    trials: Annotated[int, typer.Option(min=1, help="In all; more later go on.")] = 20,
+    prune: Annotated[bool, typer.Option(help="Cut trials that stay behind the median.")] = True,
+    overrides: Overrides = None,
+    data_root: DataRoot = ".",
+    out: RunsFolder = Path("runs"),
+    cache: CacheFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search settings: trials judged on valid, and a config of the best; resumable."""
+    from pipelines import tune as pipeline
+    from recsys.config import load_config
+
+    result = pipeline.run(
+        load_config(config, overrides or ()),
+        space,
+        trials=trials,
+        prune=prune,
+        root=data_root,
+        out=out,
+        cache=cache,
+        reporter=reporter(),
+    )
+    show(result, as_json, pipeline.render)
+
+
+@app.command()
 def compress(
     config: ConfigFile,
     budgets: Annotated[

@@ -23,7 +23,7 @@ from pipelines.embeddings import (
     spec_settings,
     table_fields,
 )
-from pipelines.grid import Grid, Job, columns_of, data_digest
+from pipelines.grid import Grid, Job, columns_of, data_digest, needs_test
 from recsys.config import AnyRunConfig, parse_config
 from recsys.embeddings import EMBEDDINGS
 from recsys.embeddings.budget import BudgetTooSmall
@@ -102,7 +102,8 @@ def run(
             plans[label], points[label] = plan, (name, budget)
     if not plans:
         raise InputError("--budgets: no method can meet any of them; see `recsys embeddings`")
-    digest = data_digest(config, config.name, root)
+    needs_test(config, config.name)
+    digest = data_digest(config, root)
     jobs = [
         Job(label, plan.model_copy(update={"seed": seed}), digest)
         for label, plan in plans.items()

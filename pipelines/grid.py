@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -115,24 +115,27 @@ class Grid:
         return results, failed
 
 
-def data_digest(config: AnyRunConfig, label: str, root: str) -> str:
-    """What the files that a run reads hold. Errors: `InputError` without a test split."""
-    parts = _data(config, label)
+def data_digest(config: AnyRunConfig, root: str) -> str:
+    """What the files that a run reads hold."""
+    data = config.data
+    parts: list[Any] = [data.source]
+    if isinstance(config, SequenceRunConfig):
+        parts += [None if config.data.items is None else config.data.items.source]
+    else:
+        parts += [config.data.train, config.data.valid, config.data.test]
     return " ".join(open_source(part, root).fingerprint for part in parts if part is not None)
 
 
-def _data(config: AnyRunConfig, label: str) -> list[Any]:
-    """The paths that a run reads; it needs a test split."""
+def needs_test(config: AnyRunConfig, label: str) -> None:
+    """Errors: `InputError` without a test split."""
     if isinstance(config, SequenceRunConfig):
-        items = config.data.items
-        return [config.data.source, None if items is None else items.source]
+        return
     data = config.data
     if data.test is None and data.source is None:
         raise InputError(f"config {label}: a benchmark needs data.test")
     split = data.split
     if split is not None and split.method != "leave_last_out" and split.test == 0:
         raise InputError(f"config {label}: a benchmark needs a test part; set data.split.test")
-    return [data.source, data.train, data.valid, data.test]
 
 
 def columns_of(loaded: Mapping[str, AnyRunConfig]) -> Columns:
@@ -164,13 +167,13 @@ def _each(
     """Each job with its result, or with the line that says why there is none."""
     if workers == 1:
         for job in jobs:
-            yield job, _guarded(work, job, reporter=reporter)
+            yield job, _run(work, job, reporter=reporter)
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_share_cores, initargs=(threads,)
     ) as pool:
-        futures = {pool.submit(_guarded, work, job): job for job in jobs}
+        futures = {pool.submit(_run, work, job): job for job in jobs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -185,17 +188,21 @@ def _share_cores(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _guarded(work: Any, job: Job, **options: Any) -> Result | str:
-    """One bad run of a grid must not cost the others."""
+def _run(work: Any, job: Job, **options: Any) -> Result | str:
+    return guarded(lambda: work(job.config.model_dump(mode="json"), job.key, **options))
+
+
+def guarded(work: Callable[[], Result]) -> Result | str:
+    """What ``work`` returns, or the line that says why it failed: one bad run must not cost the
+    others. Errors: `Interrupted`."""
     try:
-        result: Result = work(job.config.model_dump(mode="json"), job.key, **options)
+        return work()
     except Interrupted:
         raise
     except (InputError, VerifyError) as error:
         return " ".join(str(error).split())
     except Exception as error:  # out of memory, a full disk: other runs may be smaller
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return result
 
 
 def _train(config: dict[str, Any], key: str, *, folder: Path, **options: Any) -> Result:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from recsys.training.prediction import open_device, slow_precision
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.tracking import Tracker, open_tracker
 from recsys.training.tracking.finishing import finishing
-from recsys.training.trainer import Trainer, TrainResult
+from recsys.training.trainer import Trainer, TrainResult, Watch
 from recsys.types import Metrics
 
 Result = dict[str, Any]
@@ -53,8 +55,14 @@ def run(
     slow = slow_precision(config.train.precision, config.train.device)
     if slow is not None:
         reporter.say(slow)
-    with alone_in(folder):
-        return _run(config, task, folder, parent, reporter, started)
+    with (
+        alone_in(folder),
+        trained(config, task, folder, parent=parent, reporter=reporter) as (fit, tracker),
+    ):
+        result = _finish(config, task, fit, tracker, folder)
+        result["seconds"] = time.perf_counter() - started
+        tracker.log_json(result, "result.json")
+    return result
 
 
 def open_task(config: AnyRunConfig, *, root: str, cache: Path, reporter: Reporter) -> Task:
@@ -65,15 +73,18 @@ def open_task(config: AnyRunConfig, *, root: str, cache: Path, reporter: Reporte
     return ClickTask(config, prepare(config, root=root, cache=cache, reporter=reporter))
 
 
-def _run(
+@contextmanager
+def trained(
     config: AnyRunConfig,
     task: Task,
     folder: Path,
-    parent: str | None,
+    *,
+    parent: str | None = None,
+    watch: Watch | None = None,
     reporter: Reporter,
-    started: float,
-) -> Result:
-    """The tracked run of a prepared task, in a folder that it has for itself."""
+) -> Iterator[tuple[TrainResult, Tracker]]:
+    """Trains a prepared task in a tracked run, which ends with the block. A checkpoint in
+    ``folder`` is continued, and goes with the end of the block. ``watch``: see `Trainer`."""
     checkpoints = folder / "checkpoint"
     saved = load_checkpoint(checkpoints)
     if config.train.warm_start is not None and saved is None:
@@ -93,28 +104,25 @@ def _run(
             seed=config.seed,
             fingerprint=config.fingerprint,
             evaluate=task.evaluate,
+            watch=watch,
             out=checkpoints,
             tracker=tracker,
             log_every=config.tracking.log_every,
             reporter=reporter,
         )
         _log_inputs(tracker, task)
-        trained = trainer.fit(task.prepared.train, task.prepared.valid, task.phases())
-        result = _finish(config, task, trained, tracker, folder)
-        result["seconds"] = time.perf_counter() - started
-        tracker.log_json(result, "result.json")
+        yield trainer.fit(task.prepared.train, task.prepared.valid, task.phases()), tracker
     shutil.rmtree(checkpoints, ignore_errors=True)
-    return result
 
 
 def _finish(
-    config: AnyRunConfig, task: Task, trained: TrainResult, tracker: Tracker, folder: Path
+    config: AnyRunConfig, task: Task, fit: TrainResult, tracker: Tracker, folder: Path
 ) -> Result:
     """Evaluates, exports and verifies the trained model, and records all of it."""
     metrics = task.measure(tracker)
-    for phase, history in trained.phases.items():
+    for phase, history in fit.phases.items():
         suffix, title = "", config.name
-        if len(trained.phases) > 1:
+        if len(fit.phases) > 1:
             suffix, title = f"_{phase}", f"{config.name}, {phase}"
         if history:
             tracker.log_figure(task.curves(history, title), f"plots/curves{suffix}.png")
@@ -123,7 +131,7 @@ def _finish(
     kept = task.finalise(tracker)
     # what is served, but for what training took
     memory = asdict(replace(task.assembly.memory(), training_bytes=training_bytes))
-    _log_finals(tracker, metrics, memory, trained)
+    _log_finals(tracker, metrics, memory, fit)
     source = task.prepared.raw.valid or task.prepared.raw.train
     rows = first_rows(source, task.prepared.features.inputs, config.export.verify_rows)
     manifest = {
@@ -144,9 +152,9 @@ def _finish(
         "memory": memory,
         **kept,
         "parameters": sum(p.numel() for p in task.assembly.model.parameters()),
-        "epochs": len(trained.history) or config.train.max_epochs,
-        "steps": trained.steps,
-        "rows_per_second": trained.rows_per_second,
+        "epochs": len(fit.history) or config.train.max_epochs,
+        "steps": fit.steps,
+        "rows_per_second": fit.rows_per_second,
         "verified": asdict(report),
     }
 

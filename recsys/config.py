@@ -28,6 +28,9 @@ __all__ = [
     "load_config",
     "parse_click_config",
     "parse_config",
+    "public",
+    "put",
+    "read_yaml",
 ]
 
 AnyRunConfig = RunConfig | SequenceRunConfig
@@ -55,22 +58,39 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyRunConfig
     Errors: `InputError` naming the file, the key and the remedy, for an unreadable file, an
     unknown key or a value that does not fit.
     """
-    path = Path(path)
-    try:
-        tree = _Loader(path.read_text(encoding="utf-8")).get_single_data()
-    except OSError as error:
-        raise InputError(f"config {path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"config {path}: is not a UTF-8 text file") from error
-    except yaml.YAMLError as error:
-        line = " ".join(str(error).split())
-        raise InputError(f"config {path}: is not valid YAML: {line}") from error
+    tree = read_yaml(path, "config")
     if not isinstance(tree, dict):
         keys = ", ".join(RunConfig.model_fields)
         raise InputError(f"config {path}: must be a mapping with the keys {keys}")
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree, where=f"config {path}")
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """The content of the file of a ``what``. Errors: `InputError` for one that cannot be read, is
+    not YAML, or has a key twice."""
+    try:
+        return _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise InputError(f"{what} {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} {path}: is not a UTF-8 text file") from error
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise InputError(f"{what} {path}: is not valid YAML: {line}") from error
+
+
+def put(tree: dict[str, Any], key: str, value: Any, *, where: str) -> None:
+    """Sets the dotted ``key`` of ``tree``. Errors: `InputError` that starts with ``where``, if a
+    parent of the key is no mapping."""
+    *parents, last = key.split(".")
+    node: Any = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"{where}: {parent!r} holds a value, not keys")
+    node[last] = value
 
 
 def parse_config(tree: Mapping[str, Any], *, where: str = "config") -> AnyRunConfig:
@@ -125,10 +145,4 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"--set {override!r}: the value is not valid YAML") from error
-    *parents, last = key.split(".")
-    node: Any = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise InputError(f"--set {override!r}: {parent!r} holds a value, not keys")
-    node[last] = value
+    put(tree, key, value, where=f"--set {override!r}")

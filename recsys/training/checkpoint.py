@@ -37,6 +37,17 @@ class Checkpoint:
     rng: dict[str, Tensor]
     state: dict[str, Any]
 
+    def check(self, folder: Path, config: str, data: str) -> None:
+        """Errors: `InputError` if it is of a run with another digest of its ``config`` or of its
+        training ``data``."""
+        if self.state["config"] != config:
+            raise InputError(f"checkpoint {folder}: belongs to another config; remove it")
+        if self.state["data"] != data:
+            raise InputError(
+                f"checkpoint {folder}: the training data has changed since; remove the folder to "
+                "start anew"
+            )
+
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, step: int) -> Path:
     """Writes ``folder/step-N.K`` (temp folder, fsync, rename), then removes older ones; K counts

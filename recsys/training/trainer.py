@@ -24,7 +24,7 @@ from recsys.training.checkpoint import (
 )
 from recsys.training.optimizers import build_optimizers
 from recsys.training.phase import Phase, load_states, states_of
-from recsys.training.position import Position, TrainResult
+from recsys.training.position import History, Position, TrainResult
 from recsys.training.prediction import Predictions, Rows, open_device, predict, to_device
 from recsys.training.progress import Bar, Reporter, SilentReporter
 from recsys.training.schedule import Schedule
@@ -36,6 +36,7 @@ __all__ = ["Evaluate", "Interrupted", "Phase", "TrainResult", "Trainer"]
 
 Loss = Callable[[Batch, Target], Tensor]
 Evaluate = Callable[[nn.Module, Rows], Metrics]
+Watch = Callable[[History], bool]
 
 
 class Trainer:
@@ -43,6 +44,7 @@ class Trainer:
     bit on a CPU.
 
     ``evaluate``: what ``valid`` is judged by after each epoch; without it, the metrics of clicks.
+    ``watch``: called after each judged epoch of the last phase with all of them; true ends it.
     ``out``: folder for checkpoints, or ``None`` to keep none. ``fingerprint``: digest of the
     config; a checkpoint of another config or of other data is refused. It is the
     `recsys.training.phase.Loop` of its phases.
@@ -58,6 +60,7 @@ class Trainer:
         seed: int,
         fingerprint: str = "",
         evaluate: Evaluate | None = None,
+        watch: Watch | None = None,
         out: Path | None = None,
         tracker: Tracker | None = None,
         log_every: int = 50,
@@ -76,6 +79,7 @@ class Trainer:
         # A model that is trained by more than its logits (FinalNet) brings its own loss.
         self._loss: Loss = getattr(model, "loss", self._cross_entropy)
         self._evaluate: Evaluate = evaluate or (lambda _, rows: self.predict(rows).metrics())
+        self._watch: Watch = watch or (lambda _: False)
         self._best: dict[str, Tensor] = {}
         self._stop = StopRequest()
 
@@ -165,7 +169,7 @@ class Trainer:
         at = self._at
         steps = phase.max_epochs * self.steps_per_epoch
         self._schedule = Schedule(self.config, phase.early_stopping, steps, phase.rate)
-        self._best = {}
+        self._best, self._cut = {}, False
         if saved is None:
             phase.start(self)
         phase.enter(self)
@@ -189,6 +193,8 @@ class Trainer:
             if self._valid is not None:
                 said.append(self._judge(self._valid, keep=phase.keep == "best"))
                 self._schedule.history[-1].update(traces)
+                if at.phase == len(self._phases) - 1:
+                    self._cut = self._watch(self._schedule.history)
             self._tracker.log_metrics(traces, step=at.total_steps)
             said += [f"{key} {value:.5g}" for key, value in traces.items()]
             self._reporter.say(f"{name}epoch {at.epoch + 1}: {', '.join(said)}")
@@ -205,7 +211,7 @@ class Trainer:
 
     def _over(self, phase: Phase) -> bool:
         stopped = self._valid is not None and self._schedule.exhausted
-        return stopped or self._at.epoch >= phase.max_epochs
+        return stopped or self._cut or self._at.epoch >= phase.max_epochs
 
     def _epoch(self, phase: Phase) -> None:
         at = self._at
@@ -284,13 +290,8 @@ class Trainer:
         save_checkpoint(self._out, checkpoint, step=self._at.total_steps)
 
     def _restore(self, saved: Checkpoint) -> None:
-        if saved.state["config"] != self._fingerprint:
-            raise InputError(f"checkpoint {self._out}: belongs to another config; remove it")
-        if saved.state["data"] != self.train_rows.fingerprint:
-            raise InputError(
-                f"checkpoint {self._out}: the training data has changed since; remove the folder "
-                "to start anew"
-            )
+        assert self._out is not None
+        saved.check(self._out, self._fingerprint, self.train_rows.fingerprint)
         self.model.load_state_dict(saved.model)
         self._optimizers.load_state(saved.optimizer, saved.state["optimizer"])
         self._best = saved.best
