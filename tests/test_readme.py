@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-OWN, NEXT, NEW = "Your own log", "What comes next", "New items"
+OWN, NEXT, NEW, TUNE = "Your own log", "What comes next", "New items", "Which settings?"
 MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
 
 
@@ -67,13 +67,18 @@ def clicks(rows: int, seed: int) -> pa.Table:
     )
 
 
-def test_own_log_section_works_as_written(tmp_path: Path) -> None:
-    (tmp_path / "clicks").mkdir()
+def write_shop(folder: Path) -> None:
+    """The config and the log of the README's own-data section."""
+    (folder / "clicks").mkdir()
     for part in range(2):
-        pq.write_table(clicks(1500, part), tmp_path / "clicks" / f"{part}.parquet")
-    pq.write_table(clicks(200, 9).drop_columns(["clicked"]), tmp_path / "new.parquet")
+        pq.write_table(clicks(1500, part), folder / "clicks" / f"{part}.parquet")
     (config,) = blocks("yaml", OWN)
-    (tmp_path / "shop.yaml").write_text(config)
+    (folder / "shop.yaml").write_text(config)
+
+
+def test_own_log_section_works_as_written(tmp_path: Path) -> None:
+    write_shop(tmp_path)
+    pq.write_table(clicks(200, 9).drop_columns(["clicked"]), tmp_path / "new.parquet")
     named = [words[1] for words in commands(OWN)]
     assert named == ["outrank", "train", "score", "importance", "compare", "ui"]
     for words in commands(OWN):
@@ -141,6 +146,19 @@ def test_new_items_section_works_as_written(tmp_path: Path) -> None:
     items = pq.read_table(tmp_path / "tomorrow" / "items.parquet")["item"].to_pylist()
     assert "i54" in items
     assert "i3" not in items
+
+
+def test_settings_section_works_as_written(tmp_path: Path) -> None:
+    write_shop(tmp_path)
+    (space,) = blocks("yaml", TUNE)
+    (tmp_path / "space.yaml").write_text(space)
+    search, best = commands(TUNE)
+    assert search[1:4] == ["tune", "shop.yaml", "space.yaml"]
+    assert search[4] == "--trials"
+    run([*search[:5], "3"], tmp_path)
+    run(best, tmp_path)
+    (tuned,) = tmp_path.glob("runs/shop-deepfm-tuned-*/bundle")
+    assert (tuned / "manifest.json").exists()
 
 
 def test_make_targets_in_the_readme_exist() -> None:
