@@ -110,6 +110,8 @@ class ClickTask:
 
     def export(self, out: Path, rows: pa.Table, manifest: Mapping[str, Any]) -> VerifyReport:
         features = self.prepared.features
+        if self._config.data.split is not None:
+            manifest = {**manifest, "log": self.prepared.raw.train.content}
         return export_verified(
             self.assembly.model,
             self.assembly.encoder,

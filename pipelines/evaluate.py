@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,13 +77,21 @@ def run(
     }
 
 
-def split_of(config: DataConfig, split: str, root: str) -> Source:
-    """A split of a run's own data. Errors: `InputError` for one that there is not."""
+def split_of(bundle: Bundle, config: DataConfig, split: str, root: str) -> Source:
+    """A split of a run's own data. Errors: `InputError` for one that there is not, and for a log
+    that has changed: another split of it might be of rows that the bundle was trained on."""
     if split not in ("train", "valid", "test"):
         raise InputError(f"--split {split!r}: must be train, valid or test")
     source = getattr(splits(config, root), split)
     if source is None:
         raise InputError(f"--split {split}: the run has no such split; give --data instead")
+    known = bundle.manifest.get("log")
+    if config.split is not None and known not in (None, source.content):
+        raise InputError(
+            f"--split {split}: the log in {os.path.dirname(source.files[0])} has changed since the "
+            "bundle was trained, so that this split of it may hold rows that were trained on; "
+            "give --data with rows that are new"
+        )
     return source
 
 
@@ -99,7 +108,7 @@ def _clicks(
     if data:
         source = open_source(list(data), root=root, text=scorer.text)
     else:
-        source = split_of(config, split, root)
+        source = split_of(bundle, config, split, root)
     scorer.check(source.schema, str(source.files[0]))
     for name in slices:
         place = source.schema.get_field_index(name)

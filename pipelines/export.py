@@ -30,7 +30,7 @@ from recsys.types import InputError, Metrics
 from serving.bundle import ITEMS, Bundle, open_bundle
 from serving.topk import TopK
 
-_RECORDED = ("name", "run_id", "config", "metrics", "memory", "selection", "quantised")
+_RECORDED = ("name", "run_id", "config", "metrics", "memory", "selection", "quantised", "log")
 
 Manifest = dict[str, Any]
 Judge = Callable[[str], Metrics]
@@ -89,7 +89,7 @@ def _clicks(job: _Job) -> VerifyReport:
     config, features, graph = rebuilt.config, rebuilt.features, rebuilt.graph
 
     def judge(split: str) -> Metrics:
-        source = evaluate.split_of(config.data, split, job.root)
+        source = evaluate.split_of(job.opened, config.data, split, job.root)
         columns = list(dict.fromkeys(field.column for field in features.inputs))
         found, _ = evaluate.judged(
             source,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from recsys.build import Assembly, build
 from recsys.build_sequence import SequenceAssembly, build_sequence
@@ -28,6 +29,10 @@ from recsys.training.progress import Reporter
 from serving.errors import InputError
 
 Fit = Callable[..., Features]
+
+BATCH_ROWS = 8192
+REPEATS = 0.01
+"""Share of targets that come again from which it is worth saying."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Prepared:
 def prepare(config: RunConfig, *, root: str, cache: Path, reporter: Reporter) -> Prepared:
     """Reads what an earlier run left in ``cache`` for the same data and rules, else makes it."""
     raw = splits(config.data, root)
+    if config.data.split is None:
+        _say_overlap(raw, reporter)
     features = fit_features(config, raw, cache, reporter)
     assembly = build(config, features)
 
@@ -61,6 +68,17 @@ def prepare(config: RunConfig, *, root: str, cache: Path, reporter: Reporter) ->
     train = encode("train")
     assert train is not None
     return Prepared(raw, features, assembly, train, encode("valid"), encode("test"))
+
+
+def _say_overlap(raw: Splits, reporter: Reporter) -> None:
+    trained = {os.path.realpath(file) for file in raw.train.files}
+    for name, part in (("valid", raw.valid), ("test", raw.test)):
+        shared = [f for f in (part.files if part else ()) if os.path.realpath(f) in trained]
+        if shared:
+            reporter.say(
+                f"data.{name} reads {shared[0]}, which data.train reads too: metrics of rows that "
+                "were trained on say nothing of others"
+            )
 
 
 @dataclass(frozen=True)
@@ -92,7 +110,28 @@ def prepare_sequences(
 
     train = encode("train", assembly.model.windows(config.max_length))
     valid, test, items = encode("valid"), encode("test"), raw_items(items, features)
+    if config.ranking.filter_seen:
+        _say_repeats(valid, reporter)
     return PreparedSequences(raw, features, items, assembly, train, valid, test)
+
+
+def _say_repeats(valid: SequenceData, reporter: Reporter) -> None:
+    """Errors: `InputError` if every target was in its history, of which nothing is recommended."""
+    repeated = 0
+    for batch, target in valid.batches(BATCH_ROWS):
+        inside = torch.arange(batch.lists[0].shape[1]) < batch.lengths
+        same = (batch.lists[0] == target.label[:, None]) & inside
+        repeated += int(same.any(1).sum())
+    if repeated == len(valid) > 0:
+        raise InputError(
+            "ranking.filter_seen: every valid target was in its user's history, so that none can "
+            "be recommended; set ranking.filter_seen: false"
+        )
+    if repeated > REPEATS * len(valid):
+        reporter.say(
+            f"{repeated:,} of {len(valid):,} valid targets were in their user's history and cannot "
+            "be recommended, as ranking.filter_seen says; set it to false where items come again"
+        )
 
 
 def fit_items(

@@ -41,6 +41,8 @@ def _problem(error: dict[str, Any], root: type[FrozenConfig]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{place}: {message}" if place else message
+    if isinstance(error["input"], bool) and error["type"] == "string_type":
+        message += "; YAML reads no, off, yes and on as true or false: put quotes around it"
     return f"{place}: {message} (given {error['input']!r})"
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -79,6 +80,10 @@ class BundleVersion(BundleError):
     """Written by a newer version of this package."""
 
 
+_FILE_ACCESS = re.compile(rb"\b(from_file|torch\.save|aten\.save)\b")
+"""The operators of TorchScript that read or write files."""
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle. ``graph`` is in evaluation mode on the CPU; its signature is
@@ -106,6 +111,7 @@ def open_bundle(path: str | Path) -> Bundle:
     manifest = read_manifest(path)
     root = Path(path)
     _check_archive(root / GRAPH)
+    _check_program(root / GRAPH)
     return Bundle(root, manifest, _inputs(root, manifest), load_graph(root / GRAPH))
 
 
@@ -200,6 +206,18 @@ def _check_archive(path: Path) -> None:
             f"{path}: unpacks to {len(members)} members of {unpacked} bytes, above the caps of "
             f"{MAX_MEMBERS} and {allowed}; refused"
         )
+
+
+def _check_program(path: Path) -> None:
+    """Refuse TorchScript that reads or writes files, before any of it runs."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            found = _FILE_ACCESS.search(archive.read(name)) if name.endswith(".py") else None
+            if found is not None:
+                raise BundleDamaged(
+                    f"{path}: its program calls {found.group().decode()}, which reaches files of "
+                    "this machine and which no export writes; refused"
+                )
 
 
 def _inputs(root: Path, manifest: Dict[str, Any]) -> Tuple[InputField, ...]:

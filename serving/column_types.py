@@ -45,9 +45,17 @@ def unify(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     for family in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal):
         if all(map(family, both)):
             return _widest(a, b)
+    if all(map(_is_number, both)):  # pandas writes the integers of a day with nulls as floats
+        return pa.float64()
     if all(map(pa.types.is_timestamp, both)) and (a.tz is None) == (b.tz is None):
-        return _widest(a, pa.timestamp(b.unit, a.tz))
+        # microseconds, which ids are made of, hold times that nanoseconds do not: 9999-12-31
+        return pa.timestamp(a.unit if a.unit == b.unit else "us", a.tz)
     return None
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    families = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
+    return any(family(kind) for family in families)
 
 
 def _widest(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:

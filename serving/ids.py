@@ -211,7 +211,8 @@ def _value_ids(array: pa.Array, name: str) -> np.ndarray:
     if family == "float":
         raise InputError(
             f"{name}: {dtype} values cannot be categories (rounding would change their ids); "
-            "cast the column to integers or text, or make it a numeric feature"
+            "cast the column to integers (pandas: Int64, which has nulls) or text, or make it a "
+            "numeric feature"
         )
     if family == "timestamp":
         whole = microseconds(array, name)

@@ -48,6 +48,10 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Hex digest; changes when a file is rewritten, not when the whole folder is moved."""
 
+    @property
+    def content(self) -> str:
+        """Hex digest of names, sizes and footers: the same for a copy of the files."""
+
     def batches(
         self, columns: Sequence[str], batch_rows: int = 65536, dictionary: Sequence[str] = ()
     ) -> Generator[pa.RecordBatch, None, None]:
@@ -96,7 +100,7 @@ class ParquetSource:
         self.num_rows = sum(footer.rows for footer in self._footers)
         self._partition_types = partition_types(self._files, text)
         self.schema = self._unified_schema()
-        self.fingerprint = self._digest()
+        self.fingerprint, self.content = self._digest(stamped=True), self._digest(stamped=False)
 
     def _unified_schema(self) -> pa.Schema:
         types: dict[str, pa.DataType] = {}
@@ -109,12 +113,13 @@ class ParquetSource:
                     types[column.name] = unify(known, found) or known
         return pa.schema(list((types | self._partition_types).items()))
 
-    def _digest(self) -> str:
+    def _digest(self, *, stamped: bool) -> str:
         top = posixpath.commonpath([posixpath.dirname(file.path) or "." for file in self._files])
         digest = hashlib.sha256()
         for file, footer in zip(self._files, self._footers, strict=True):
             name = posixpath.relpath(file.path, top)
-            digest.update(repr((name, file.size, file.stamp, file.partition)).encode())
+            stamp = (file.stamp,) if stamped else ()
+            digest.update(repr((name, file.size, *stamp, file.partition)).encode())
             digest.update(footer.digest)
         return digest.hexdigest()
 
@@ -205,7 +210,9 @@ class ParquetSource:
                 array, kind = arrays[name], self.schema.field(name).type
                 coded = name in dictionary and pa.types.is_dictionary(array.type)
                 if array.type != kind and not coded:
-                    array = array.cast(kind)
+                    # integers beyond 2**53 beside floats, and parts of a microsecond, are rounded
+                    rounded = pa.types.is_floating(kind) or pa.types.is_timestamp(kind)
+                    array = array.cast(kind, safe=not rounded)
             out.append(array)
         return pa.RecordBatch.from_arrays(out, names=columns)
 

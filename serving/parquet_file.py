@@ -16,6 +16,7 @@ from serving.column_types import plain_type
 from serving.errors import InputError
 from serving.paths import DataFile
 
+OTHER_FORMATS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".csv.gz", ".json.gz", ".orc", ".avro")
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError)
 """What pyarrow raises for files that it cannot read."""
 
@@ -56,6 +57,11 @@ def read_footer(file: DataFile) -> Footer:
                 hashlib.sha256(sink.getvalue()).digest(),
             )
     except READ_ERRORS as error:
+        if file.path.lower().endswith(OTHER_FORMATS):
+            raise InputError(
+                f"{file.label}: is no Parquet file; convert it, for example with pandas: "
+                "pd.read_csv(FILE).to_parquet(OUT)"
+            ) from None
         raise InputError(f"{file.label}: not a readable Parquet file: {one_line(error)}") from None
 
 

@@ -81,8 +81,8 @@ def _locate_one(item: str, root: str | None) -> list[DataFile]:
         raise InputError(f"cannot open data path {shown!r} ({place}): {reason}") from None
     if not infos:
         raise InputError(
-            f"data path {shown!r} names no Parquet file (looked at {place}); "
-            "check the path, and the folder that relative paths start from"
+            f"data path {shown!r} names no Parquet file (looked at {place}); data are Parquet "
+            "files: convert others, check the path, and the folder that relative paths start from"
         )
     return [_data_file(filesystem, info, base, prefix) for info in infos]
 

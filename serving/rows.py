@@ -8,11 +8,12 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from serving.encode import InputField
+from serving.encode import InputField, is_list
 from serving.errors import InputError
 
-__all__ = ["from_dicts"]
+__all__ = ["from_dicts", "whole_numbers"]
 
 Row = Mapping[str, Any]
 Types = Tuple[type, ...]
@@ -37,6 +38,9 @@ _ARROW: Dict[str, pa.DataType] = {
 _EXACT: Dict[str, frozenset[type]] = {
     family: frozenset({*types, type(None)}) for family, types in _ACCEPTS.items()
 }
+
+EXACT = 2.0**53
+"""Beyond this a float64 no longer holds every integer."""
 
 _UNFIT = (pa.ArrowException, OverflowError, UnicodeEncodeError)
 
@@ -66,6 +70,25 @@ def from_dicts(rows: Sequence[Row], inputs: Sequence[InputField]) -> pa.RecordBa
     if not arrays:
         return pa.table({"": pa.nulls(len(rows))}).to_batches()[0]
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+
+
+def whole_numbers(array: pa.Array) -> pa.Array:
+    """Floats, or lists of them, as integers, where all of them are whole and exact: pandas has
+    integers beside nulls as floats. Any other array as it is."""
+    nested = is_list(array.type)
+    values = pc.list_flatten(array) if nested else array
+    if not pa.types.is_floating(values.type):
+        return array
+    numbers = pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False)
+    absent = np.isnan(numbers)
+    if not (absent | (np.abs(numbers) < EXACT) & (np.floor(numbers) == numbers)).all():
+        return array
+    whole = pa.array(np.where(absent, 0, numbers).astype(np.int64), mask=absent)
+    if not nested:
+        return whole
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    ends = pa.array(np.cumsum([0, *lengths]), pa.int64())
+    return pa.LargeListArray.from_arrays(ends, whole, mask=pc.is_null(array))
 
 
 def _takes_numbers(field: InputField) -> bool:

@@ -14,7 +14,7 @@ import torch
 from serving.bundle import Bundle, open_bundle
 from serving.encode import Batch, check_schema, encode
 from serving.errors import InputError
-from serving.rows import from_dicts
+from serving.rows import from_dicts, whole_numbers
 
 __all__ = ["SCORE", "Rows", "Scorer", "Served"]
 
@@ -52,6 +52,7 @@ class Served:
             )
         self.inputs = self.bundle.inputs
         self.columns = list(dict.fromkeys(field.column for field in self.inputs))
+        self._integers = {field.column for field in self.inputs if field.dtype == "int"}
         self.text = frozenset(field.column for field in self.inputs if field.dtype == "text")
         self._batch_rows = batch_rows
         self._checked: pa.Schema | None = None
@@ -104,7 +105,8 @@ class Served:
         arrays: List[pa.Array] = []
         for column in present:
             try:
-                arrays.append(pa.array(frame[column], from_pandas=True))
+                array = pa.array(frame[column], from_pandas=True)
+                arrays.append(whole_numbers(array) if column in self._integers else array)
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 reason = " ".join(str(error).split())
                 raise InputError(

@@ -55,6 +55,10 @@ def _write(tmp_path: Path, tree: object) -> Path:
         ({"train": {"device": "mps"}}, "'mps' is no device to train on; write cpu, cuda"),
         ({"seed": -1}, "seed"),
         (
+            {"features": {False: {"type": "numeric"}}},
+            "YAML reads no, off, yes and on as true or false: put quotes around it",
+        ),
+        (
             {"embedding": {"method": "unified", "budget": 100}},
             "embedding.budget: 100 is no share of the full tables, which is above 0",
         ),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from serving.column_types import joinable
 from serving.encode import InputField, is_list, type_family
@@ -18,16 +19,17 @@ def stress_rows(rows: pa.Table, inputs: Sequence[InputField]) -> pa.Table:
     """Four parts of the input columns of ``rows`` (B rows): the rows themselves; the rows with
     every second cell null (in a chequered pattern, so that each field is null beside present
     ones); the rows with an id of its own, never seen, in every id cell and list; and one row of
-    nulls. (3 B + 1) rows."""
+    nulls. (3 B + 1) rows. Columns that are also read as numbers get ids just above their values."""
     columns = list(dict.fromkeys(field.column for field in inputs))
     ids = {field.column for field in inputs if field.kind != "float"}
+    numbers = {field.column for field in inputs if field.kind == "float"}
     out = {}
     for place, name in enumerate(columns):
         column = rows.column(name).combine_chunks()
         column = column.cast(_plain(column.type))
         number = np.arange(len(column))
         checkered = column.take(pa.array(number, mask=(number + place) % 2 == 0))
-        unseen = _unseen(column) if name in ids else column
+        unseen = _unseen(column, near=name in numbers) if name in ids else column
         parts = [column, checkered, unseen, pa.nulls(1, column.type)]
         out[name] = pa.chunked_array(parts, type=column.type)
     return pa.table(out).combine_chunks()
@@ -38,8 +40,9 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
     return joinable(dtype.value_type if pa.types.is_dictionary(dtype) else dtype)
 
 
-def _unseen(column: pa.Array) -> pa.Array:
-    """As many values of the same type, none of them likely in any log; bools stay."""
+def _unseen(column: pa.Array, near: bool = False) -> pa.Array:
+    """As many values of the same type, none of them likely in any log; bools stay. ``near``:
+    integers are less than a hundred above those there are."""
     count, dtype = len(column), column.type
     if is_list(dtype):
         return _unseen_lists(count, dtype)
@@ -50,6 +53,8 @@ def _unseen(column: pa.Array) -> pa.Array:
         return pa.array([b"\xffnever seen %d" % i for i in range(count)]).cast(dtype)
     if family == "int":
         top = np.iinfo(dtype.to_pandas_dtype()).max
+        if near:
+            top = min(top, (pc.max(column).as_py() or 0) + 99)
         return pa.array([top - i % 50 for i in range(count)], dtype)
     if pa.types.is_timestamp(dtype):
         return (

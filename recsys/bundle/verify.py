@@ -93,6 +93,12 @@ def verify(
         raise VerifyError(f"{path}: {len(got)} scores for {len(expected)} rows")
     difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
     wrong = ~(difference <= tolerance)  # also where either is NaN
+    if np.isnan(expected).any():
+        (row,) = rows.slice(int(np.argmax(np.isnan(expected))), 1).to_pylist()
+        raise VerifyError(
+            f"the model scores some rows as nan, such as {str(row)[:300]}; lower "
+            "train.learning_rate, or standardise numeric features"
+        )
     if wrong.any():
         worst = int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))
         raise VerifyError(

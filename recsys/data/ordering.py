@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.types import InputError
-from serving.encode import NULL_ID, ids_of, type_family
+from serving.encode import NULL_ID, ids_of, is_list, type_family
 from serving.parquet import Source
 
 BINS = 2**16
@@ -17,12 +17,13 @@ CHUNK_ROWS = 2**20
 
 
 def sort_keys(array: pa.Array, name: str) -> np.ndarray:
-    """int64 keys in the order of a time column (timestamp, date, int or float), (N,).
+    """int64 keys in the order of a time column (timestamp, date, int, float, or text such as
+    2026-11-30 or 2026-11-30T12:00:00Z, as the folders of Hive are called), (N,).
 
-    Raises `InputError` for other types, nulls and NaN: such rows have no place in time.
+    Raises `InputError` for other types and text, nulls and NaN: such rows have no place in time.
     """
     family = type_family(array.type, name)
-    if family not in ("timestamp", "int", "float") or pa.types.is_nested(array.type):
+    if family not in ("timestamp", "int", "float", "text") or is_list(array.type):
         raise InputError(
             f"timestamp column {name!r} is {array.type}; cast it to a timestamp or a number"
         )
@@ -30,6 +31,8 @@ def sort_keys(array: pa.Array, name: str) -> np.ndarray:
         array = array.dictionary_decode()
     if array.null_count:
         raise InputError(f"timestamp column {name!r} has null values; drop or fill those rows")
+    if family == "text":
+        array = _times(array, name)
     if family == "float":
         values = pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         if np.isnan(values).any():
@@ -41,6 +44,19 @@ def sort_keys(array: pa.Array, name: str) -> np.ndarray:
     if pa.types.is_date32(array.type):
         array = array.cast(pa.int32())
     return array.cast(pa.int64()).to_numpy(zero_copy_only=False)
+
+
+def _times(text: pa.Array, name: str) -> pa.Array:
+    reasons = []
+    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):  # without and with a zone
+        try:
+            return text.cast(kind)
+        except pa.ArrowInvalid as error:
+            reasons.append(str(error).partition(" as a scalar")[0])
+    raise InputError(
+        f"timestamp column {name!r} is text that is no time by ISO 8601, such as 2026-11-30 "
+        f"({reasons[0]}); cast it to a timestamp or a number"
+    )
 
 
 def open_time_bounds(source: Source, column: str, shares: tuple[float, float]) -> tuple[int, int]:

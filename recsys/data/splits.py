@@ -186,6 +186,11 @@ class Part:
         text = f"{self.source.fingerprint} {self.split.model_dump_json()} {self.rule} {self.name}"
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def content(self) -> str:
+        """That of the whole log."""
+        return self.source.content
+
     def batches(
         self, columns: Sequence[str], batch_rows: int = 65536, dictionary: Sequence[str] = ()
     ) -> Generator[pa.RecordBatch, None, None]:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from recsys.settings import DataConfig
 from recsys.types import InputError
-from serving.encode import ids_of, type_family
+from serving.encode import ids_of, is_list, type_family
 from serving.parquet import Source
 
 
@@ -65,6 +65,12 @@ def check_targets(source: Source, config: DataConfig) -> None:
     first, total = 0, 0.0
     columns = target_columns(config)
     source.batches(columns).close()  # refuses a missing group column, whose values are not read
+    if config.group is not None:
+        kind = source.schema.field(config.group).type
+        if type_family(kind, config.group) == "float" or is_list(kind):
+            raise InputError(
+                f"data.group: column {config.group!r} is {kind}; cast it to integers or text"
+            )
     for rows in source.batches(columns[:-1] if config.group else columns):
         labels(rows, config, source, first)
         total += float(weights(rows, config, source, first).sum(dtype=np.float64))

@@ -4,7 +4,9 @@ Order of what happens to a value, the same in fitting and in the graph, in float
 
 1. Missing (null, NaN) stays NaN to the end; a binned field gives it id 0. Models have a learned
    vector for it.
-2. ``+inf`` and ``-inf`` become the largest and the smallest finite training value.
+2. ``+inf`` and ``-inf`` become the largest and the smallest finite training value. Others are held
+   within a thousand widths of the training range: marks such as 2**63 - 1 would overflow networks
+   that multiply features.
 3. ``transform``: ``none``; ``log1p``: ``sign(x) * log1p(|x|)``, which is ``log1p`` for ``x >= 0``;
    ``criteo``: ``floor(log(x)**2)`` for ``x > 2``, else ``x`` (the Criteo contest's 3 Idiots).
    The result is held within the range of finite float32.
@@ -101,7 +103,7 @@ class NumericCollector:
         self._range = np.array([np.inf, -np.inf])  # of transformed values
         self._moments = Moments()
         self._histogram = Histogram()
-        self._prepare = Prepare(transform=config.transform, lowest=0.0, highest=0.0)
+        self._prepare = Prepare(transform=config.transform, lowest=-np.inf, highest=np.inf)
 
     def add(self, values: np.ndarray, counts: np.ndarray | None = None) -> None:
         """See `Collector.add`; numbers come one by one, without counts."""

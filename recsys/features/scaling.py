@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from recsys.features.statistics import FLOAT32_MAX
 
+REACH = 1000.0
+"""How far beyond the range of training values others count, in widths of that range."""
+
 
 class Prepare(nn.Module):
     """Steps 1 to 3 of `recsys.features.numeric`: (N,) float64 -> (N,) float64, finite or NaN."""
@@ -18,10 +21,14 @@ class Prepare(nn.Module):
         self.transform: str = transform
         self.lowest: float = lowest
         self.highest: float = highest
+        reach = REACH * ((highest - lowest) or 1.0)
+        self.nearest: float = lowest - reach
+        self.furthest: float = highest + reach
         self.limit: float = FLOAT32_MAX
 
     def forward(self, x: Tensor) -> Tensor:  # (N,) float64 -> (N,) float64
         x = torch.where(x.isinf(), x.clamp(self.lowest, self.highest), x)
+        x = x.clamp(self.nearest, self.furthest)
         if self.transform == "log1p":
             x = x.sign() * x.abs().log1p()
         elif self.transform == "criteo":

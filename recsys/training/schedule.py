@@ -53,9 +53,14 @@ class Schedule:
         """Takes the validation metrics of one epoch; returns whether they are the best so far.
 
         A NaN metric never counts as better. Errors: `InputError` if the rows do not define it: it
-        is NaN from the start, although the scores are numbers.
+        is NaN from the start, although the scores are numbers; and if scores are none.
         """
         value = metrics[self.config.monitor]
+        if math.isnan(metrics.get("logloss", 0.0)) and metrics.get("rows", 0) > 0:
+            raise InputError(
+                f"valid, epoch {epoch + 1}: scores of some rows are not numbers; lower "
+                "train.learning_rate, set train.clip_norm or standardise the numeric features"
+            )
         undefined = math.isnan(value) and math.isfinite(metrics.get("logloss", math.nan))
         if undefined and self.best_value is None:
             raise InputError(

@@ -179,6 +179,14 @@ def test_stress_rows_have_nulls_and_unseen_ids_everywhere() -> None:
     assert raw.lengths[40:43, 0].tolist() == [2, 2, 0]
 
 
+def test_ids_that_are_also_numbers_are_unseen_but_near() -> None:
+    """2**63 as a number would overflow a network that multiplies features."""
+    ages = pa.table({"age": pa.array([18, 30, None], pa.int16())})
+    both = [InputField("age", "age", "id", "int"), InputField("number", "age", "float", "int")]
+    assert stress_rows(ages, both)["age"].to_pylist()[6:9] == [129, 128, 127]
+    assert stress_rows(ages, both[:1])["age"].to_pylist()[6:9] == [32767, 32766, 32765]
+
+
 def test_stress_rows_of_every_type() -> None:
     moment = dt.datetime(2020, 1, 1)
     columns = {
@@ -235,16 +243,25 @@ def test_a_bundle_that_scores_otherwise_is_not_published(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("side", ["live", "bundle"])
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        (
+            "live",
+            r"the model scores some rows as nan, such as \{'key': 'k2', .*lower",
+        ),
+        ("bundle", r"row 2 scores .*, 1 of 5 rows differ"),
+    ],
+)
 def test_scores_that_are_not_numbers_fail(
-    side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    side: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module("recsys.bundle.verify")
     path = export(*parts(), INPUTS, tmp_path / "b", manifest={})
     live, elsewhere = np.full(5, 0.5, np.float32), np.full(5, 0.5, np.float32)
     (live if side == "live" else elsewhere)[2] = np.nan
     monkeypatch.setattr(module, "_scores_elsewhere", lambda *_: elsewhere)
-    with pytest.raises(VerifyError, match=r"row 2 scores .*, 1 of 5 rows differ"):
+    with pytest.raises(VerifyError, match=message):
         verify(path, table(5), live)
 
 

@@ -219,6 +219,22 @@ def test_a_graph_that_is_no_torchscript(bundle: Path) -> None:
         open_bundle(bundle)
 
 
+class Overwrites(torch.nn.Module):
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file = file
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_file(self.file, True, 4, dtype=torch.uint8).fill_(66)
+
+
+def test_a_program_that_reaches_for_files_is_refused(bundle: Path, tmp_path: Path) -> None:
+    torch.jit.script(Overwrites(str(tmp_path / "victim"))).save(str(bundle / "model.ts"))
+    relist(bundle, "model.ts")
+    with pytest.raises(BundleDamaged, match="its program calls from_file, which reaches files"):
+        open_bundle(bundle)
+
+
 def test_all_are_input_errors_and_other_files_are_let_be(bundle: Path) -> None:
     assert issubclass(BundleError, InputError)
     (bundle / "README.md").write_text("mine")

@@ -14,6 +14,7 @@ from doubles import INPUTS, parts, table
 from recsys.bundle import ServingGraph, export
 from serving.encode import encode
 from serving.errors import InputError
+from serving.rows import whole_numbers
 from serving.scorer import Scorer
 
 
@@ -49,6 +50,25 @@ def test_every_kind_of_rows_gives_the_same_scores(scorer: Scorer) -> None:
         assert np.array_equal(got, want)
 
 
+def test_integers_beside_nulls_as_pandas_reads_them(scorer: Scorer) -> None:
+    rows = table(23)
+    frame = rows.to_pandas()
+    assert frame["item"].dtype == np.float64
+    assert np.array_equal(scorer.predict(frame), expected(rows))
+    with pytest.raises(
+        InputError, match="column 'item' is double, but the model was trained on int"
+    ):
+        scorer.predict(frame.assign(item=frame["item"] + 0.5))
+
+
+def test_lists_of_integers_beside_nulls_become_whole_again() -> None:
+    lists = pa.array([[1.0, None, 3.0], None, [], [float("nan")]])
+    assert whole_numbers(lists).to_pylist() == [[1, None, 3], None, [], [None]]
+    assert whole_numbers(lists[1:]).to_pylist() == [None, [], [None]]
+    for others in ([[0.5]], [[2.0**53]], [["1"]]):
+        assert whole_numbers(pa.array(others)).equals(pa.array(others))
+
+
 def test_polars_frames_score_as_arrow_does(scorer: Scorer) -> None:
     rows = table(20)
     assert np.array_equal(scorer.predict(pl.from_arrow(rows)), scorer.predict(rows))
@@ -80,8 +100,8 @@ def test_errors_name_the_column(scorer: Scorer) -> None:
         scorer.predict(rows.set_column(2, "user", pa.array([1, 2, 3])))
     with pytest.raises(InputError, match=r"column 'user' \(text\) is missing"):
         scorer.predict(rows.to_pandas().drop(columns="user"))
-    with pytest.raises(InputError, match="column 'item' is double"):  # pandas: int with NaN
-        scorer.predict(rows.to_pandas().assign(item=[1.0, None, 3.0]))
+    with pytest.raises(InputError, match="column 'item' is double"):
+        scorer.predict(rows.set_column(3, "item", pa.array([1.0, None, 3.0])))
     with pytest.raises(InputError, match="column 'user' of the DataFrame mixes types"):
         scorer.predict(rows.to_pandas().assign(user=pd.Series(["a", 1, None], dtype=object)))
     twice = pd.concat([rows.to_pandas(), rows.to_pandas()[["user"]]], axis=1)

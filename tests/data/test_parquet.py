@@ -283,6 +283,44 @@ def test_columns_missing_twice_or_of_another_type(tmp_path):
         open_source(tmp_path / "twice.parquet").batches(["n"])
 
 
+def test_numbers_of_several_types_are_read_as_floats(tmp_path):
+    """What pandas writes on a day with a null, beside a day without."""
+    write(tmp_path / "a.parquet", {"v": pa.array([1, 2**53 + 1])})
+    write(tmp_path / "b.parquet", {"v": pa.array([2.5, None])})
+    write(tmp_path / "c.parquet", {"v": pa.array([True])})
+    write(tmp_path / "d.parquet", {"v": pa.array(["1.25"]).cast(pa.decimal128(5, 2))})
+    found = [row["v"] for row in rows_of(open_source(tmp_path), ["v"])]
+    assert found == [1.0, 2.0**53, 2.5, None, 1.0, 1.25]
+
+
+def test_times_of_several_units_are_read_as_microseconds(tmp_path):
+    never = datetime.datetime(9999, 12, 31)
+    write(tmp_path / "a.parquet", {"t": pa.array([1_000_001_999], pa.timestamp("ns"))})
+    write(tmp_path / "b.parquet", {"t": pa.array([never], pa.timestamp("us"))})
+    found = [row["t"] for row in rows_of(open_source(tmp_path), ["t"])]
+    assert found == [datetime.datetime(1970, 1, 1, 0, 0, 1, 1), never]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.json", "x.CSV.gz"])
+def test_other_formats_say_what_to_do(tmp_path, name):
+    (tmp_path / name).write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=f"{name}: is no Parquet file; convert it, for example"):
+        open_source(tmp_path / name)
+
+
+def test_content_is_the_same_for_a_copy(tmp_path):
+    first = write(tmp_path / "a" / "x.parquet", {"n": [1, 2]})
+    copy = tmp_path / "b" / "x.parquet"
+    copy.parent.mkdir()
+    copy.write_bytes(first.read_bytes())
+    os.utime(copy, (1, 1))
+    one, other = open_source(first.parent), open_source(copy.parent)
+    assert one.content == other.content
+    assert one.fingerprint != other.fingerprint
+    write(tmp_path / "b" / "y.parquet", {"n": [3]})
+    assert open_source(copy.parent).content != one.content
+
+
 def test_nulls_among_lists_of_a_fixed_size_are_not_called_damage(tmp_path):
     lists = pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int64(), 2))
     write(tmp_path / "x.parquet", {"v": lists})

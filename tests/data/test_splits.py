@@ -205,7 +205,7 @@ def test_labels_of_any_number_type(tmp_path, labels):
     [
         ([1, None, 2], "null values"),
         ([1.0, float("nan"), 2.0], "NaN values"),
-        (["1", "2", "3"], "is string"),
+        (["soon", "now", "then"], "is text that is no time by ISO 8601.*'(soon|now|then)'"),
         ([7, 7, 7], "no row of .* falls into train"),
     ],
 )
@@ -213,6 +213,39 @@ def test_times_that_order_nothing(tmp_path, times, message):
     write(tmp_path, pa.table({"n": [0, 1, 2], "label": [0] * 3, "user": [0] * 3, "time": times}))
     with pytest.raises(InputError, match=message):
         splits(config("time", valid=0.3, test=0.3), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [f"2026-11-{day:02d}" for day in (3, 9, 1, 7)],
+        [f"2026-11-01T{hour:02d}:00:00Z" for hour in (3, 9, 1, 7)],
+        [f"2026-11-01 00:00:00.{part:02d}" for part in (3, 9, 1, 7)],
+    ],
+)
+def test_times_as_text_order_rows(tmp_path, texts):
+    columns = {"n": [0, 1, 2, 3], "label": [0] * 4, "user": [0] * 4}
+    write(tmp_path, pa.table(columns | {"time": texts}))
+    found = splits(config("time", valid=0.25, test=0.25), tmp_path)
+    assert [numbers(part) for part in (found.train, found.valid, found.test)] == [[0, 2], [3], [1]]
+
+
+def test_folders_of_days_order_rows(tmp_path):
+    for day, n in (("2026-11-30", 2), ("2026-11-02", 0), ("2026-11-10", 1)):
+        (tmp_path / "log" / f"time={day}").mkdir(parents=True)
+        row = pa.table({"n": [n], "label": [0], "user": [0]})
+        pq.write_table(row, tmp_path / "log" / f"time={day}" / "x.parquet")
+    found = splits(config("time", valid=0.3, test=0.3), tmp_path)
+    assert [numbers(part) for part in (found.train, found.valid, found.test)] == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize("groups", [[0.5, 1.5], [[1], [2]]])
+def test_groups_that_name_nobody(tmp_path, groups):
+    pq.write_table(pa.table({"label": [0, 1], "g": groups}), tmp_path / "x.parquet")
+    with pytest.raises(
+        InputError, match=r"data.group: column 'g' is .*cast it to integers or text"
+    ):
+        splits(DataConfig(train="x.parquet", label="label", group="g"), tmp_path)
 
 
 def test_what_decides_is_in_the_fingerprint(tmp_path):

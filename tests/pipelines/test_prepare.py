@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import prepare as module
-from recsys.config import AnyRunConfig, parse_config
+from recsys.config import AnyRunConfig, SequenceRunConfig, parse_config
 from recsys.data.synthetic import write_log
 from recsys.features import Features
 from recsys.training.progress import SilentReporter
+from recsys.types import InputError
 
 
 def one_column(tmp_path: Path) -> AnyRunConfig:
@@ -76,6 +77,68 @@ def test_features_of_one_value_are_named(tmp_path: Path) -> None:
     for _ in range(2):  # fitted, and read back
         module.prepare(config, root=".", cache=tmp_path / "cache", reporter=Telling())
     assert told == ["features one, none, flat: no more than one value in train"] * 2
+
+
+class Says(SilentReporter):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_rows_that_are_trained_on_and_judged_by_are_named(tmp_path: Path) -> None:
+    config = one_column(tmp_path)
+    train = config.data.train
+    said = {}
+    for name, valid in {"same": train, "other": str(tmp_path / "log" / "valid.parquet")}.items():
+        data = config.data.model_copy(update={"valid": valid})
+        reporter = Says()
+        changed = config.model_copy(update={"data": data})
+        module.prepare(changed, root=".", cache=tmp_path / "cache", reporter=reporter)
+        said[name] = [line for line in reporter.lines if "data.train reads too" in line]
+    assert said == {"same": [said["same"][0]], "other": []}
+    assert said["same"][0].startswith(f"data.valid reads {train}, which")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_targets_that_come_again_are_counted(tmp_path: Path, share: float) -> None:
+    """Users hear 0, 1, 2 and then, as valid and test, an old item or a new one."""
+    rows = []
+    for user in range(40):
+        last = (0, 1) if user < 40 * share else (3 + user % 5, 9)
+        rows += [(user, item) for item in (0, 1, 2, *last)]
+    users, items = zip(*rows, strict=True)
+    log = {"user": users, "item": items, "time": range(len(rows))}
+    pq.write_table(pa.table({k: list(v) for k, v in log.items()}), tmp_path / "plays.parquet")
+    tree = {
+        "name": "again",
+        "data": {
+            "source": str(tmp_path / "plays.parquet"),
+            "user": "user",
+            "item": "item",
+            "timestamp": "time",
+            "split": {"method": "leave_one_out"},
+        },
+        "features": {"history": {"type": "sequence", "max_length": 5}},
+        "embedding": {"method": "full", "embedding_dim": 2},
+        "model": {"name": "gru4rec"},
+    }
+    config = parse_config(tree)
+    assert isinstance(config, SequenceRunConfig)
+    reporter = Says()
+    options = {"root": ".", "cache": tmp_path / "cache", "reporter": reporter}
+    if share == 1:
+        with pytest.raises(InputError, match="every valid target was in its user's history"):
+            module.prepare_sequences(config, **options)
+    else:
+        module.prepare_sequences(config, **options)
+        lines = [line for line in reporter.lines if "ranking.filter_seen" in line]
+        assert len(lines) == (share > 0)
+        assert all(line.startswith("20 of 40 valid targets") for line in lines)
+    off = parse_config({**tree, "ranking": {"filter_seen": False}})
+    assert isinstance(off, SequenceRunConfig)
+    module.prepare_sequences(off, **options)
 
 
 def test_two_runs_may_fit_the_same_features_at_once(

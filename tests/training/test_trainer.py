@@ -240,6 +240,13 @@ def test_bf16_trains_close_to_fp32() -> None:
     )
 
 
+def test_scores_that_are_no_numbers_end_the_run() -> None:
+    schedule, nan = Schedule(TrainConfig()), float("nan")
+    schedule.judge(0, {"auc": 0.6, "logloss": 0.5, "rows": 9.0})
+    with pytest.raises(InputError, match="valid, epoch 2: scores of some rows are not numbers"):
+        schedule.judge(1, {"auc": nan, "logloss": nan, "rows": 9.0})
+
+
 def test_schedule_follows_hand_computed_scales() -> None:
     config = TrainConfig(
         warmup_steps=4, plateau_factor=0.1, patience=3, learning_rate=1e-3, min_learning_rate=1e-6

@@ -241,7 +241,7 @@ class MlflowTracker:
                 raise
             raise InputError(
                 f"cannot resume run {run!r} in {self._shown}: {one_line(error)}; "
-                "check tracking.uri, or start without resuming"
+                "set tracking.uri to where it began, or remove the folder of the run to start anew"
             ) from error
         return run
 

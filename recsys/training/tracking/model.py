@@ -28,6 +28,8 @@ _TYPES = {
 }
 _KINDS = {"text": "OTU", "int": "i", "bool": "bO", "float": "f", "binary": "O", "timestamp": "M"}
 """Kinds of numpy types that MLflow accepts for each."""
+_LISTED = frozenset({"text", "bool", "float"})
+"""What lists may hold for MLflow: not times, nor integers beside nulls."""
 
 
 def log_model(
@@ -44,6 +46,7 @@ def log_model(
 
     opened = open_bundle(bundle)
     inputs = opened.inputs
+    contract = signature(inputs, example, task=opened.task)
     example = plain_example(inputs, example)
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient(uri)
@@ -65,7 +68,7 @@ def log_model(
         artifacts={"bundle": str(bundle)},
         code_paths=[str(Path(serving.__path__[0]))],
         pip_requirements=model_requirements(),
-        signature=signature(inputs, example, task=opened.task),
+        signature=contract,
         input_example=example,
     )
     if register is not None:
@@ -113,34 +116,33 @@ def _python(value: Any) -> Any:
 
 
 def signature(inputs: Sequence[InputField], example: pd.DataFrame, task: str = "score") -> Any:
-    """The ``mlflow.models.ModelSignature`` of a bundle, in the types that ``example`` shows."""
+    """The ``mlflow.models.ModelSignature`` of a bundle, in the types that ``example``, raw rows,
+    shows. What MLflow would refuse although the scorer takes it is of any type there."""
+    import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
     from mlflow.types.schema import AnyType, Array, DataType
 
     columns = {}
+    raw, example = example, plain_example(inputs, example)
     for field in inputs:
         values = example[field.column]
         kind: Any = DataType[_TYPES[field.dtype]]
         if field.kind == "ids":
-            kind = Array(kind) if _plain_lists(field, values) else AnyType()
-        elif values.dtype.kind not in _KINDS[field.dtype]:
-            # Pandas holds it in another type than MLflow would insist on (integers with nulls as
-            # floats, decimals and dates as objects): the scorer checks the column by itself.
+            kind = Array(kind) if field.dtype in _LISTED else AnyType()
+        elif (
+            field.dtype == "int"  # beside nulls, which these few rows may not show, they are floats
+            or isinstance(raw[field.column].dtype, pd.CategoricalDtype)
+            or values.dtype.kind not in _KINDS[field.dtype]  # decimals and dates are objects
+        ):
             kind = AnyType()
-        columns[field.column] = ColSpec(kind, field.column)
+        # an absent list is an empty one to the scorer
+        columns[field.column] = ColSpec(kind, field.column, required=field.kind != "ids")
     outputs = Schema([TensorSpec(np.dtype(np.float32), (-1,))])
     if task == TopK.task:  # items are of the type that histories hold
         items = Array(DataType[_TYPES[inputs[0].dtype]])
         outputs = Schema([ColSpec(items, "items"), ColSpec(Array(DataType.float), "scores")])
     return ModelSignature(inputs=Schema(list(columns.values())), outputs=outputs)
-
-
-def _plain_lists(field: InputField, values: pd.Series) -> bool:
-    """Whether MLflow takes lists of such elements: not of times, nor of integers beyond int64."""
-    if field.dtype == "int":
-        return all(abs(value) < 2**63 for cell in values for value in cell if value is not None)
-    return field.dtype in ("text", "bool", "float")
 
 
 def dataset_schema(schema: pa.Schema) -> dict[str, Any]:
