@@ -14,6 +14,7 @@ from rich.text import Text
 from torch import nn
 
 from recsys.build import embedding_layers
+from recsys.build_sequence import sequence_model
 from recsys.embeddings import build_embeddings
 from recsys.embeddings.full import FullConfig
 from recsys.features.item_text import ItemText
@@ -110,14 +111,16 @@ def _sequence_model(name: str) -> Result:
     field = FieldSpec(
         "history", "sequence", num_ids=ITEMS + SPECIALS, pooling="mean", max_length=HISTORY
     )
-    dims = kind.tables(config, SEQUENCE_SHAPE["embedding_dim"])
     table = FullConfig(method="full", embedding_dim=SEQUENCE_SHAPE["embedding_dim"])
-    text = _text() if kind.reads_text else None
-    looked_up = field if text is None else kind.word_field(config, text)
-    _, layers = build_embeddings(table, [looked_up], dims, train=TrainConfig())
-    more = {} if text is None else {"text": text}
-    needs = "item sequences" + (", text" if text else "")
-    return _entry(name, kind(config, field, layers, specials=SPECIALS, **more), needs)
+    model = sequence_model(
+        config,
+        field,
+        embedding=table,
+        train=TrainConfig(),
+        specials=SPECIALS,
+        text=_text() if kind.reads_text else None,
+    )
+    return _entry(name, model, "item sequences" + (", text" if kind.reads_text else ""))
 
 
 def _text() -> ItemText:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -10,10 +11,11 @@ from recsys.build import embedding_layers, finalise_layers, table_memory
 from recsys.data.item_space import special_ids
 from recsys.embeddings import EmbeddingLayer, build_embeddings
 from recsys.features import FeatureEncoder, Features
-from recsys.features.item_text import item_text
+from recsys.features.item_text import ItemText, item_text
 from recsys.models.sequence import SEQUENCE_MODELS
 from recsys.models.sequence.items import ItemModel
 from recsys.sequence_config import SequenceRunConfig
+from recsys.settings import TrainConfig
 from recsys.types import FieldSpec, InputError, MemoryReport
 
 
@@ -50,21 +52,44 @@ def build_sequence(config: SequenceRunConfig, features: Features) -> SequenceAss
     whose width the model's heads do not divide.
     """
     torch.manual_seed(config.seed)
-    (field,) = features.fields
-    kind = SEQUENCE_MODELS[config.model.name]
-    dims = kind.tables(config.model, config.embedding.embedding_dim)
-    looked_up = table_field(config, features)
-    _, layers = build_embeddings(config.embedding, [looked_up], dims, train=config.train)
-    (width,), heads = [layer.dim for layer in layers.values()], getattr(config.model, "heads", 1)
+    model = sequence_model(
+        config.model,
+        features.fields[0],
+        embedding=config.embedding,
+        train=config.train,
+        specials=special_ids(features),
+        text=item_text(features),
+    )
+    return SequenceAssembly(features.encoder(), model)
+
+
+def sequence_model(
+    config: Any,
+    field: FieldSpec,
+    *,
+    embedding: Any,
+    train: TrainConfig,
+    specials: int,
+    text: ItemText | None = None,
+) -> ItemModel:
+    """The model of ``config`` over the items of ``field``, with fresh tables as ``embedding`` says.
+
+    ``specials``: see `ItemModel`. ``text``: of the items, for a model that reads it. Errors: see
+    `build_sequence`.
+    """
+    kind = SEQUENCE_MODELS[config.name]
+    looked_up = field if text is None else kind.word_field(config, text)
+    dims = kind.tables(config, embedding.embedding_dim)
+    _, layers = build_embeddings(embedding, [looked_up], dims, train=train)
+    (width,), heads = [layer.dim for layer in layers.values()], getattr(config, "heads", 1)
     if width % heads:  # a budget may have narrowed them
         raise InputError(
             f"model.heads {heads} must divide the width of item vectors, which embedding.budget "
             f"makes {width}; give another of the two"
         )
-    text = item_text(features)
     more = {} if text is None else {"text": text}
-    model = kind(config.model, field, layers, specials=special_ids(features), **more)
-    return SequenceAssembly(features.encoder(), model)
+    model: ItemModel = kind(config, field, layers, specials=specials, **more)
+    return model
 
 
 def table_field(config: SequenceRunConfig, features: Features) -> FieldSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from recsys.features.counting import VocabularyCollector
 from recsys.features.item_tokens import ItemTextConfig, Tokens, read_items, read_tokens
 from recsys.features.lookup import VocabularyLookup
 from recsys.features.state import Features
-from recsys.features.tokenizers import open_tokenizer
+from recsys.features.tokenizers import open_tokenizer, tokenizer_digest
 from recsys.types import FieldSpec, InputError
 from serving.encode import NULL_ID, ids_of
 from serving.parquet import open_source
@@ -61,7 +61,7 @@ def item_text(features: Features) -> ItemText | None:
     state = features.states.get(_state_name(features.fields[0].name))
     if state is None:
         return None
-    return ItemText(**{key: value for key, value in state.items() if key != "ids"})
+    return ItemText(**{part.name: state[part.name] for part in fields(ItemText)})
 
 
 def word_state(features: Features) -> State:
@@ -83,8 +83,16 @@ def with_text(
 
     ``keep_words``: encode by the words that ``features`` has already, for a model that was trained
     with them. Memory: the catalogue's tokens. Errors: `InputError` for a catalogue that cannot be
-    read, items of another type than the log's, an item that has two rows, and for no text at all.
+    read, items of another type than the log's, an item that has two rows, no text at all, and for
+    words kept of another tokenizer.
     """
+    digest = tokenizer_digest(config.tokenizer, root)
+    known = features.states.get(_state_name(features.fields[0].name), {}).get("tokenizer", digest)
+    if keep_words and not np.array_equal(known, digest):
+        raise InputError(
+            f"data.items.tokenizer {config.tokenizer}: is another than the model was trained with, "
+            "whose words it knows; put that one there"
+        )
     source = open_source(config.source, root)
     items = read_items(source, config.item, features.inputs[0].dtype)
     raw = ids_of(items, config.item)
@@ -101,7 +109,8 @@ def with_text(
     state, order = _by_count(features.states[name], raw[said])
     special = np.zeros(len(state["counts"]) - len(order), np.int64)
     text = np.concatenate([special, place[said][order]])
-    own = {**texts, "text": text, "ids": vocabulary["ids"], "counts": vocabulary["counts"]}
+    words = {key: vocabulary[key] for key in ("ids", "counts")}
+    own = {**texts, "text": text, **words, "tokenizer": digest}
     return replace(features, states={name: state, _state_name(name): own}), items
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -10,6 +11,8 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 from unicodedata import category, normalize
+
+import numpy as np
 
 from recsys.types import InputError
 
@@ -35,6 +38,15 @@ def words(text: str) -> list[list[str]]:
     [["schindler's"], ['list'], ['1993']]
     """
     return [[word] for word in _word().findall(normalize("NFC", text).casefold())]
+
+
+def tokenizer_digest(name: str, root: str | os.PathLike[str] | None = None) -> np.ndarray:
+    """(32,) uint8, sha256 of the file that `open_tokenizer` reads; zeros for ``words``, and where
+    there is none."""
+    path = Path(root or ".") / name
+    if name == "words" or not path.is_file():
+        return np.zeros(32, np.uint8)
+    return np.frombuffer(hashlib.sha256(path.read_bytes()).digest(), np.uint8).copy()
 
 
 def open_tokenizer(name: str, root: str | os.PathLike[str] | None = None) -> Tokenizer:

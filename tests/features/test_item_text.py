@@ -203,6 +203,14 @@ def test_words_of_pieces_from_a_tokenizer_file(tmp_path: Path) -> None:
         tokenizer="tokenizer.json",
     )
     assert 1 in text_of(features).pieces.tolist()
+    columns = {"source": "items.parquet", "item": "item", "attributes": ["title", "tags"]}
+    config = ItemTextConfig(**columns, tokenizer="tokenizer.json")
+    again, _ = with_text(features, config, tmp_path, keep_words=True)
+    assert np.array_equal(text_of(again).tokens, text_of(features).tokens)
+    made.enable_truncation(3)
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match=r"tokenizer.json: is another than the model was trained"):
+        with_text(features, config, tmp_path, keep_words=True)
 
 
 def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:

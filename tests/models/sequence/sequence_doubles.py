@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from recsys.embeddings import build_embeddings
+from recsys.build_sequence import sequence_model
 from recsys.embeddings.full import FullConfig
 from recsys.features.item_text import ItemText
 from recsys.models.sequence import SEQUENCE_MODELS
@@ -32,14 +32,15 @@ def model_of(
     torch.manual_seed(seed)
     settings = TrainConfig(**train)
     field = FieldSpec("history", "sequence", num_ids=num_ids, pooling="mean", max_length=length)
-    kind = SEQUENCE_MODELS[config.name]
-    tables = kind.tables(config, dim)
-    embedding = embedding or FullConfig(method="full", embedding_dim=dim, init_std=0.3)
-    text = texts(num_ids) if kind.reads_text else None
-    rows = field if text is None else kind.word_field(config, text)
-    _, layers = build_embeddings(embedding, [rows], tables, train=settings)
-    more = {} if text is None else {"text": text}
-    return kind(config, field, layers, specials=SPECIALS, **more), settings
+    model = sequence_model(
+        config,
+        field,
+        embedding=embedding or FullConfig(method="full", embedding_dim=dim, init_std=0.3),
+        train=settings,
+        specials=SPECIALS,
+        text=texts(num_ids) if SEQUENCE_MODELS[config.name].reads_text else None,
+    )
+    return model, settings
 
 
 def texts(num_ids: int) -> ItemText:
