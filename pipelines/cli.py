@@ -185,6 +185,25 @@ def score(
     show(result, as_json, lambda r: f"{r['rows']:,} rows scored in {r['seconds']:.1f} s -> {out}")
 
 
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    host: Annotated[str, typer.Option(help="0.0.0.0: other machines may ask, too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    k: Annotated[
+        int | None, typer.Option("--k", min=1, help="Items a row, of a bundle that recommends.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Requests at a time. Default: one a core.")
+    ] = None,
+) -> None:
+    """Answer HTTP requests with a bundle: JSON rows in, scores or items out."""
+    from serving.http import serve as serve_http
+    from serving.topk import open_scorer
+
+    serve_http(open_scorer(bundle, k=k), host, port, threads)
+
+
 def main() -> None:
     """Runs the command line: exit code 0, 1 (failed) or 2 (bad input, one line)."""
     # Two OpenMP pools on two cores wait for each other; torch's own is enough.
