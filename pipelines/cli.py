@@ -215,6 +215,7 @@ def main() -> None:
 
     keep_freed_memory()
     try:
+        _check_bundles(sys.argv[1:])
         app()
     except InputError as error:
         _fail(error, code=2)
@@ -222,6 +223,16 @@ def main() -> None:
         _fail(error, code=1)
     except Interrupted as error:
         _fail(error, code=130)
+
+
+def _check_bundles(words: list[str]) -> None:
+    """Errors: `InputError` where a pattern stood for several bundles, as no shell says."""
+    from serving.errors import InputError
+
+    readers = ("score", "serve", "evaluate", "export", "importance", "explain")
+    found = [word for word in words if (Path(word) / "manifest.json").is_file()]
+    if len(found) > 1 and words[0] in readers:
+        raise InputError(f"{words[0]}: {', '.join(found)} are {len(found)} bundles; name one")
 
 
 def _fail(error: object, *, code: int) -> None:

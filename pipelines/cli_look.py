@@ -237,6 +237,14 @@ def config_schema(
     typer.echo(json.dumps(kind.model_json_schema(), indent=2))
 
 
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print every key with its type, default and meaning, as Markdown."""
+    from pipelines import reference
+
+    typer.echo(reference.run(), nl=False)
+
+
 def _first_line(kind: type) -> str:
     """What the file of a method says it is."""
     page = sys.modules[kind.__module__].__doc__ or ""

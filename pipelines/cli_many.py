@@ -99,7 +99,7 @@ def nas(
 @app.command()
 def tune(
     config: ConfigFile,
-    space: Annotated[Path, typer.Argument(help="YAML file of KEY: [values] or {low, high, log}.")],
+    space: Annotated[Path, typer.Argument(help="YAML of KEY: list, or low, high, log.")],
     trials: Annotated[int, typer.Option(min=1, help="In all; more later go on.")] = 20,
     prune: Annotated[bool, typer.Option(help="Cut trials that stay behind the median.")] = True,
     overrides: Overrides = None,

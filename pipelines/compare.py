@@ -59,6 +59,8 @@ def run(
     the same groups. ``out``: a folder for overlay plots. Nothing is logged. Raises `InputError` if
     there is nothing to compare.
     """
+    if split not in ("valid", "test"):
+        raise InputError(f"--split {split!r}: must be valid or test")
     reader = RunReader(uri)
     found = reader.find(runs, experiment=experiment)
     for record in found if runs else ():

@@ -69,6 +69,8 @@ def run(
     quantised already, and for a catalogue where the bundle's model reads no text.
     """
     opened = open_bundle(bundle)
+    if out.exists() and not out.samefile(bundle):
+        raise InputError(f"{out} exists; give a folder of another name, or remove it")
     manifest = {key: opened.manifest[key] for key in _RECORDED if key in opened.manifest}
     if quantise is not None and "quantised" in manifest:
         raise InputError(

@@ -25,12 +25,15 @@ from recsys.data.sequence_data import SequenceData, Windows, sequence_data
 from recsys.features import Features, fit
 from recsys.features.item_text import with_text
 from recsys.features.item_tokens import ItemTextConfig
+from recsys.features.numeric import Numeric
 from recsys.training.progress import Reporter
 from serving.errors import InputError
 
 Fit = Callable[..., Features]
 
 BATCH_ROWS = 8192
+LARGE = 1000.0
+"""Numbers beyond this are not taken as they are without a word."""
 REPEATS = 0.01
 """Share of targets that come again from which it is worth saying."""
 
@@ -197,6 +200,13 @@ def fit_features(
     dead = [name for name in config.features if _is_constant(features, name)]
     if dead:
         reporter.say(f"features {', '.join(dead)}: no more than one value in train")
+    for name, feature in config.features.items():
+        furthest = np.abs(features.states.get(name, {}).get("bounds", [0.0])).max()
+        if isinstance(feature, Numeric) and feature.raw and furthest > LARGE:
+            reporter.say(
+                f"features.{name}: values up to {furthest:.3g} are not scaled and drown others; "
+                "set normalise: standard, transform: log1p or bins: 20"
+            )
     return features
 
 

@@ -93,7 +93,7 @@ def trained(
     tracker.start(
         config.name,
         params=public(config),
-        tags=task.tags,
+        tags={**task.tags, "folder": folder.name},
         parent=parent,
         resume=saved.state["run_id"] if saved is not None else None,
     )

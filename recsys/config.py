@@ -99,6 +99,12 @@ def parse_config(tree: Mapping[str, Any], *, where: str = "config") -> AnyRunCon
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
+        data = tree.get("data")
+        if kind is SequenceRunConfig and isinstance(data, Mapping) and "label" in data:
+            raise InputError(
+                f"{where}: model {tree['model']['name']} recommends items; its data are a source "
+                "of user, item and timestamp, with no label (see README, What comes next)"
+            ) from error
         raise InputError(f"{where}: {problems(error, kind)}") from error
 
 
@@ -133,7 +139,7 @@ def _kind(tree: Mapping[str, Any]) -> type[RunConfig] | type[SequenceRunConfig]:
     """What the model's name stands for, or what the nearest name does if it is misspelt."""
     model = tree.get("model")
     name = model.get("name") if isinstance(model, Mapping) else None
-    near = difflib.get_close_matches(str(name), [*MODELS, *SEQUENCE_MODELS], n=1)
+    near = difflib.get_close_matches(str(name).lower(), [*MODELS, *SEQUENCE_MODELS], n=1)
     return SequenceRunConfig if near and near[0] in SEQUENCE_MODELS else RunConfig
 
 

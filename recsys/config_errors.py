@@ -15,12 +15,17 @@ from recsys.types import FrozenConfig
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """What follows a word that is not known: the nearest known one, or all of them."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    near = near or difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
 def problems(error: ValidationError, root: type[FrozenConfig]) -> str:
     """All problems of a tree that is no ``root``, in one line."""
-    return "; ".join(_problem(dict(item), root) for item in error.errors())
+    found = [dict(item) for item in error.errors()]
+    # a list whose elements are all wrong is not too short, too
+    inner = {item["loc"][:cut] for item in error.errors() for cut in (-1, -2)}
+    wrong = [i for i in found if i["type"] != "too_short" or i["loc"] not in inner]
+    return "; ".join(_problem(item, root) for item in wrong)
 
 
 def _problem(error: dict[str, Any], root: type[FrozenConfig]) -> str:
@@ -39,11 +44,23 @@ def _problem(error: dict[str, Any], root: type[FrozenConfig]) -> str:
     if error["type"] == "missing":
         return f"{place}: this key is missing"
     message = error["msg"].removeprefix("Value error, ")
+    message = _PLAIN.get(error["type"], message)
     if error["type"] == "value_error":
         return f"{place}: {message}" if place else message
     if isinstance(error["input"], bool) and error["type"] == "string_type":
         message += "; YAML reads no, off, yes and on as true or false: put quotes around it"
-    return f"{place}: {message} (given {error['input']!r})"
+    given = f"{message} (given {error['input']!r})"
+    return f"{place}: {given}" if place else given
+
+
+_PLAIN = {
+    "tuple_type": "must be a list, such as [a, b]",
+    "list_type": "must be a list, such as [a, b]",
+    "dict_type": "must be a mapping of keys",
+    "model_type": "must be a mapping of keys",
+    "model_attributes_type": "must be a mapping of keys",
+}
+"""What pydantic says in words of Python."""
 
 
 def _place(loc: tuple[Any, ...], root: Any) -> str:

@@ -91,8 +91,11 @@ def check_schema(schema: pa.Schema, inputs: Sequence[InputField], where: str) ->
         want = f"list of {field.dtype}" if field.kind == "ids" else field.dtype
         places = schema.get_all_field_indices(field.column)
         if not places:
-            close = difflib.get_close_matches(field.column, schema.names, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else "; add it to the file"
+            lists = field.kind == "ids"
+            alike = [entry.name for entry in schema if is_list(entry.type) == lists]
+            close = difflib.get_close_matches(field.column, alike, 1)
+            remedy = "add it to the file" + (" (recsys histories writes histories)" * lists)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; {remedy}"
             raise InputError(f"{where}: column {field.column!r} ({want}) is missing{hint}")
         if len(places) > 1:
             raise InputError(

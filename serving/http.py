@@ -110,9 +110,9 @@ def serve(
     try:
         bound = socket.create_server((host, port))
     except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
         raise InputError(
-            f"cannot listen on {host}:{port} ({error.strerror.partition(' (')[0]}); give another "
-            "--host or --port"
+            f"cannot listen on {host}:{port} ({reason}); give another --host or --port"
         ) from None
     config = uvicorn.Config(app, log_level="warning", access_log=False)
     place = bound.getsockname()

@@ -55,6 +55,17 @@ def _write(tmp_path: Path, tree: object) -> Path:
         ({"train": {"device": "mps"}}, "'mps' is no device to train on; write cpu, cuda"),
         ({"seed": -1}, "seed"),
         (
+            {"model": {"name": "din", "histories": [{"candidate": "a", "sequence": "b"}]}},
+            "model.histories.0.candidate: must be a list, such as [a, b] (given 'a'); "
+            "model.histories.0.sequence: must be a list, such as [a, b] (given 'b')",
+        ),
+        ({"features": {"user": None}}, "features.user: must be a mapping of keys (given None)"),
+        ({"model": {"name": "DeepFM2"}}, "did you mean 'deepfm'?"),
+        (
+            {"model": {"name": "sasrec"}},
+            "model sasrec recommends items; its data are a source of user, item and timestamp",
+        ),
+        (
             {"features": {False: {"type": "numeric"}}},
             "YAML reads no, off, yes and on as true or false: put quotes around it",
         ),

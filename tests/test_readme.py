@@ -80,9 +80,9 @@ def test_own_log_section_works_as_written(tmp_path: Path) -> None:
     write_shop(tmp_path)
     pq.write_table(clicks(200, 9).drop_columns(["clicked"]), tmp_path / "new.parquet")
     named = [words[1] for words in commands(OWN)]
-    assert named == ["outrank", "train", "score", "importance", "compare", "ui"]
+    assert named == ["outrank", "train", "score", "serve", "importance", "compare", "ui"]
     for words in commands(OWN):
-        ending = ["--help"] if words[1] == "ui" else []  # the server would run for ever
+        ending = ["--help"] if words[1] in ("serve", "ui") else []  # servers would run for ever
         run([*words, *ending], tmp_path)
     scored = pq.read_table(tmp_path / "scored.parquet")
     assert scored.column_names == ["user", "item", "score"]

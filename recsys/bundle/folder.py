@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from recsys.disk import disk_errors
+from recsys.disk import disk_errors, readable
 from recsys.features import Features
 from serving.bundle import FEATURES, FORMAT_VERSION, GRAPH, MANIFEST, WEIGHTS, file_digest
 from serving.encode import InputField
@@ -86,6 +86,7 @@ def write(
     (folder / GRAPH).write_bytes(script(graph).save_to_buffer())
     with disk_errors(folder / WEIGHTS):
         save_model(graph, str(folder / WEIGHTS))
+    readable(folder / WEIGHTS)
     if features is not None:
         features.save(folder / FEATURES)
     files = {}

@@ -64,7 +64,13 @@ def check_targets(source: Source, config: DataConfig) -> None:
     """
     first, total = 0, 0.0
     columns = target_columns(config)
-    source.batches(columns).close()  # refuses a missing group column, whose values are not read
+    for role in ("label", "weight", "group"):
+        name = getattr(config, role)
+        try:
+            if name is not None:
+                source.batches([name]).close()  # refuses one that is missing
+        except InputError as error:
+            raise InputError(f"data.{role}: {error}") from None
     if config.group is not None:
         kind = source.schema.field(config.group).type
         if type_family(kind, config.group) == "float" or is_list(kind):
@@ -86,7 +92,10 @@ def _numbers(rows: pa.RecordBatch, name: str, role: str) -> np.ndarray:
     array = rows.column(name)
     family = type_family(array.type, name)
     if family not in ("int", "float", "bool", "null") or pa.types.is_nested(array.type):
-        raise InputError(f"{role} column {name!r} is {array.type}; cast it to a number")
+        raise InputError(
+            f"data.{role}: column {name!r} is {array.type}; cast it to a number"
+            + ", 1 for a click and 0 for none" * (role == "label")
+        )
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     return pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False)

@@ -103,10 +103,16 @@ def _family(name: str, config: FeatureConfig, schema: pa.Schema, where: str) -> 
             "feature"
         )
     wants_list = config.input_kind(family) == "ids"
-    if family not in config.families or is_list(dtype) != wants_list:
+    nested = is_list(dtype) and is_list(dtype.value_type)
+    if family not in config.families or is_list(dtype) != wants_list or nested:
+        remedy = config.remedy
+        if nested:
+            remedy = "flatten its lists"
+        elif is_list(dtype) and config.type in ("categorical", "numeric"):
+            remedy = "use type bag or sequence"
         raise InputError(
             f"features.{name}: column {column!r} in {where} is {dtype}, which type {config.type} "
-            f"cannot read; {config.remedy}"
+            f"cannot read; {remedy}"
         )
     return family
 

@@ -58,6 +58,11 @@ class Numeric(FeatureBase):
             raise ValueError(f"{' and '.join(given)} exclude each other; keep one")
         return self
 
+    @property
+    def raw(self) -> bool:
+        """Whether models see the numbers as they are."""
+        return self.transform == "none" and self.normalise == "none" and not (self.bins or self.ple)
+
     def input_kind(self, family: str) -> InputKind:
         """Numbers."""
         del family

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from recsys.disk import readable
 from recsys.features.base import InputKind, State
 from recsys.features.encoder import FeatureEncoder, Route
 from recsys.features.kinds import FeatureConfig
@@ -78,6 +79,7 @@ class Features:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._arrays(), folder / "features.safetensors")
+        readable(folder / "features.safetensors")
         text = json.dumps({**self._json(), "fingerprint": self.fingerprint}, indent=1)
         (folder / "features.json").write_text(text + "\n", encoding="utf-8")
 

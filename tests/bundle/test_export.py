@@ -61,6 +61,17 @@ def test_manifest_and_files(tmp_path: Path) -> None:
     assert open_bundle(path).inputs == INPUTS
 
 
+def test_files_can_be_read_by_those_who_may_read_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        out = export(*parts(), INPUTS, tmp_path / "b", manifest={})
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in out.iterdir()} == dict.fromkeys(
+        os.listdir(out), 0o640
+    )
+
+
 def test_two_exports_have_equal_weights_and_graphs(tmp_path: Path) -> None:
     first = export(*parts(), INPUTS, tmp_path / "1", manifest={})
     second = export(*parts(), INPUTS, tmp_path / "2", manifest={})

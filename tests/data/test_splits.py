@@ -178,7 +178,7 @@ def test_folder_names_have_the_type_that_they_have_in_train(tmp_path):
             "row group 0, row 1 of the group: column 'label': None is no label",
         ),
         ("label", [0.0, 0.5, 1.0], "column 'label': 0.5 is no label"),
-        ("label", ["0", "1", "1"], "label column 'label' is string"),
+        ("label", ["0", "1", "1"], "data.label: column 'label' is string; cast it to a number, 1 for"),
         ("weight", [1.0, 2.0, -0.5], "row group 1, row 0 of the group: column 'weight': -0.5"),
         ("weight", [1.0, float("inf"), 1.0], "column 'weight': inf is no weight"),
         ("weight", [1.0, None, 1.0], "column 'weight': None is no weight"),

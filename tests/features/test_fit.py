@@ -140,7 +140,8 @@ def test_fields_and_inputs_are_ordered(fit_table) -> None:
         ({"colr": {"type": "categorical"}}, r"column 'colr' is missing.*did you mean 'color'"),
         ({"x": {"type": "categorical"}}, r"features.x: column 'x' .* is double.*type numeric"),
         ({"color": {"type": "numeric"}}, r"features.color: .* is string.*type categorical"),
-        ({"tags": {"type": "categorical"}}, r"features.tags: .* is list"),
+        ({"tags": {"type": "categorical"}}, r"features.tags: .* is list.*type bag or sequence"),
+        ({"deep": {"type": "bag"}}, r"features.deep: .* is list<.*list<.*flatten its lists"),
         ({"tags": {"type": "null_indicator"}}, r"features.tags: .* is list"),
         ({"color": {"type": "bag"}}, r"features.color: .* is string.*list column"),
         ({"w": {"type": "bag", "column": "weights"}}, r"features.w: .* is list<.*double>"),
@@ -172,6 +173,7 @@ def test_unusable_columns_are_named(fit_table, configs, message) -> None:
             "n": [1],
             "tags": [["a"]],
             "weights": [[0.5]],
+            "deep": [[["a"]]],
             "nothing": pa.nulls(1),
         }
     )

@@ -63,7 +63,7 @@ def uri(folder: Path) -> str:
         ("user-other", "users", LABELS, GOOD, "a" * 36),
     ):
         tracker = MlflowTracker(uri=address, experiment=experiment, system_metrics=False)
-        tags = {"model": "lr", "embedding": "full"}
+        tags = {"model": "lr", "embedding": "full", "folder": f"{name}-{digest[:8]}"}
         if name == "weighted":
             tags["weight"] = "shows"
         tracker.start(name, params={}, tags=tags)
@@ -166,6 +166,8 @@ def test_ids_and_names(uri: str) -> None:
     oldest = everything[0]["run_id"]
     result = compare.run([oldest, "good"], uri=uri)
     assert [row["run_id"] for row in result["runs"]] == [oldest, everything[2]["run_id"]]
+    result = compare.run(["good-aaaaaaaa", "other-bbbbbbbb"], uri=uri)  # folders of runs
+    assert [row["name"] for row in result["runs"]] == ["good", "other"]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +179,7 @@ def test_ids_and_names(uri: str) -> None:
         ),
         ({"experiment": "nothing"}, "no experiment 'nothing'"),
         ({"split": "valid"}, "predictions on 'valid'"),
+        ({"split": "vaild"}, "--split 'vaild': must be valid or test"),
     ],
 )
 def test_nothing_to_compare_is_one_clear_line(uri: str, arguments: Any, said: str) -> None:

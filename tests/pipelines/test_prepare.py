@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import prepare as module
-from recsys.config import AnyRunConfig, SequenceRunConfig, parse_config
+from recsys.config import AnyRunConfig, RunConfig, SequenceRunConfig, parse_config
 from recsys.data.synthetic import write_log
 from recsys.features import Features
 from recsys.training.progress import SilentReporter
@@ -99,6 +99,22 @@ def test_rows_that_are_trained_on_and_judged_by_are_named(tmp_path: Path) -> Non
         said[name] = [line for line in reporter.lines if "data.train reads too" in line]
     assert said == {"same": [said["same"][0]], "other": []}
     assert said["same"][0].startswith(f"data.valid reads {train}, which")
+
+
+def test_large_numbers_that_are_not_scaled_are_named(tmp_path: Path) -> None:
+    config = one_column(tmp_path)
+    log = pq.read_table(config.data.train)
+    pq.write_table(log.append_column("when", pa.array([1.7e9] * log.num_rows)), config.data.train)
+    for settings, said in (({}, 1), ({"transform": "log1p"}, 0), ({"bins": 4}, 0)):
+        tree = config.model_dump(mode="json", exclude_unset=True)
+        tree["features"]["when"] = {"type": "numeric", **settings}
+        reporter = Says()
+        changed = parse_config(tree)
+        assert isinstance(changed, RunConfig)
+        module.prepare(changed, root=".", cache=tmp_path / "cache", reporter=reporter)
+        lines = [line for line in reporter.lines if line.startswith("features.when: values up to")]
+        assert len(lines) == said
+        assert all("1.7e+09 are not scaled" in line for line in lines)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -234,5 +234,10 @@ def test_schema_with_a_missing_or_repeated_column() -> None:
         InputError, match=r"column 'user' \(text\) is missing; did you mean 'usr'\?"
     ):
         check_schema(schema, INPUTS, "f.parquet")
+    history = [InputField("liked", "liked", "ids", "text")]
+    with pytest.raises(
+        InputError, match=r"'liked' \(list of text\) is missing; add it .*histories"
+    ):
+        check_schema(pa.schema({"like": pa.string()}), history, "f.parquet")
     with pytest.raises(InputError, match="column 'item' occurs 2 times"):
         check_schema(pa.schema([*GOOD.items(), ("item", pa.int8())]), INPUTS, "f.parquet")

@@ -30,6 +30,7 @@ from serving.topk import TopK
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bundle"))
 from doubles import INPUTS, parts, table
+from test_topk_bundle import exported
 
 
 class Answer(NamedTuple):

@@ -35,7 +35,8 @@ class RunReader:
         self._client = open_client(uri, create=False)
 
     def find(self, wanted: Sequence[str] = (), *, experiment: str | None = None) -> list[RunRecord]:
-        """The runs called ``wanted`` (ids or names), in that order; all, oldest first, if empty.
+        """The runs called ``wanted`` (ids, names, or names of their folders), in that order; all,
+        oldest first, if empty.
 
         A name stands for its newest run. Phases of runs are not runs of their own.
         """
@@ -43,6 +44,7 @@ class RunReader:
         if not wanted:
             return runs
         by_key = {run.name: run for run in runs} | {run.run_id: run for run in runs}
+        by_key |= {run.tags["folder"]: run for run in runs if "folder" in run.tags}
         for key in wanted:
             if key not in by_key:
                 shown = without_secrets(self.uri)
