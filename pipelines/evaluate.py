@@ -90,7 +90,7 @@ def split_of(bundle: Bundle, config: DataConfig, split: str, root: str) -> Sourc
         raise InputError(
             f"--split {split}: the log in {os.path.dirname(source.files[0])} has changed since the "
             "bundle was trained, so that this split of it may hold rows that were trained on; "
-            "give --data with rows that are new"
+            "evaluate --data of rows that are new, or put the log back as it was"
         )
     return source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -167,13 +167,13 @@ def _each(
     """Each job with its result, or with the line that says why there is none."""
     if workers == 1:
         for job in jobs:
-            yield job, _run(work, job, reporter=reporter)
+            yield job, _guarded(work, job, reporter=reporter)
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_share_cores, initargs=(threads,)
     ) as pool:
-        futures = {pool.submit(_run, work, job): job for job in jobs}
+        futures = {pool.submit(_guarded, work, job): job for job in jobs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -188,21 +188,17 @@ def _share_cores(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _run(work: Any, job: Job, **options: Any) -> Result | str:
-    return guarded(lambda: work(job.config.model_dump(mode="json"), job.key, **options))
-
-
-def guarded(work: Callable[[], Result]) -> Result | str:
-    """What ``work`` returns, or the line that says why it failed: one bad run must not cost the
-    others. Errors: `Interrupted`."""
+def _guarded(work: Any, job: Job, **options: Any) -> Result | str:
+    """One bad run of a grid must not cost the others."""
     try:
-        return work()
+        result: Result = work(job.config.model_dump(mode="json"), job.key, **options)
     except Interrupted:
         raise
     except (InputError, VerifyError) as error:
         return " ".join(str(error).split())
     except Exception as error:  # out of memory, a full disk: other runs may be smaller
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return result
 
 
 def _train(config: dict[str, Any], key: str, *, folder: Path, **options: Any) -> Result:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.tune_space import Range, Space
 
@@ -35,13 +36,14 @@ def render(result: Result) -> Group:
     for name in _head(result):
         table.add_column(name, justify="right")
     for record in _ranked(result):
-        table.add_row(*_cells(record, result))
+        table.add_row(*map(Text, _cells(record, result)))
     best = result["best"]
     failed = {r["reason"]: r["trial"] for r in reversed(result["trials"]) if "reason" in r}
-    lines = [f"trial {number + 1} failed: {reason}" for reason, number in failed.items()]
-    if best["trial"] == 0:
+    lines = [f"trial {number} failed: {reason}" for reason, number in failed.items()]
+    if best["trial"] == 1:
         lines.append("nothing was better than the first trial")
-    return Group(table, *lines, f"train the best: recsys train {best['config']}")
+    lines.append(f"train the best: recsys train {best['config']}")
+    return Group(table, *map(Text, lines))
 
 
 def figures(result: Result, space: Space) -> dict[str, Figure]:
@@ -53,11 +55,11 @@ def figures(result: Result, space: Space) -> dict[str, Figure]:
 def _trials(records: Sequence[Result], result: Result) -> Figure:
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
     axes = figure.subplots()
-    _dots(axes, [(record["trial"] + 1, record) for record in records])
+    _dots(axes, [(record["trial"], record) for record in records])
     complete = [record for record in records if record["state"] == "complete"]
     so_far = np.minimum if result["lower"] else np.maximum
     best = so_far.accumulate([record["value"] for record in complete])
-    places = [record["trial"] + 1 for record in complete]
+    places = [record["trial"] for record in complete]
     axes.step(places, best, where="post", color=_BEST, label="best so far")
     axes.set(xlabel="trial", ylabel=f"valid {result['monitor']}")
     axes.legend(frameon=False)
@@ -121,10 +123,10 @@ def _cells(record: Result, result: Result) -> list[str]:
     values: Mapping[str, Any] = record["values"]
     shown = [_plain(values[key]) for key in result["keys"]]
     if record["state"] == "failed":
-        return [str(record["trial"] + 1), "failed", "", "", "", *shown]
+        return [str(record["trial"]), "failed", "", "", "", *shown]
     cut = " (cut)" if record["state"] == "cut" else ""
     return [
-        str(record["trial"] + 1),
+        str(record["trial"]),
         f"{record['value']:.5f}",
         f"{len(record['by_epoch'])}{cut}",
         f"{record['stored_bytes']:,}",

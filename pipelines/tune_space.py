@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import FiniteFloat, ValidationError, field_validator, model_validator
 
 from recsys.config import AnyRunConfig, parse_config, put, read_yaml
 from recsys.config_errors import problems
@@ -25,12 +25,19 @@ Values = dict[str, Any]
 
 
 class Range(FrozenConfig):
-    """All numbers from ``low`` to ``high``, ends included: whole ones if both ends are, ``log``:
-    evenly by magnitude."""
+    """All numbers from ``low`` to ``high``, ends included, or the whole ones where a config takes
+    no others. ``log``: evenly by magnitude."""
 
-    low: int | float
-    high: int | float
+    low: int | FiniteFloat
+    high: int | FiniteFloat
     log: bool = False
+
+    @field_validator("low", "high", mode="before")
+    @classmethod
+    def _is_number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"{value} is no number")
+        return value
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
@@ -62,17 +69,27 @@ class Space:
                 f"space {path}: must be a mapping of keys of a config, such as "
                 "train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}"
             )
-        space = cls({key: _domain(value, f"space {path}: {key}") for key, value in tree.items()})
-        for key, domain in space.domains.items():
+        for key in map(str, tree):
             if not key.startswith(TUNED) or key == "train.monitor":
                 raise InputError(
                     f"space {path}: {key}: trials are compared on the same rows by the same "
                     "metric; give keys of features, embedding, model, selection or train"
                 )
+            inner = next((other for other in tree if str(other).startswith(f"{key}.")), None)
+            if inner is not None:
+                raise InputError(
+                    f"space {path}: {inner}: lies within {key}, which is given, too; put it into "
+                    "its values, or leave one of the two out"
+                )
+        space = cls({key: _domain(value, f"space {path}: {key}") for key, value in tree.items()})
+        for key, domain in space.domains.items():
             ends = [domain.low, domain.high] if isinstance(domain, Range) else domain
             reasons = [_refusal(config, {key: value}) for value in ends]
             if None not in reasons:
                 raise InputError(f"space {path}: {key}: no value fits the config: {reasons[0]}")
+            if isinstance(domain, Range) and not _refusal(config, {key: domain.low + 0.5}):
+                low, high = float(domain.low), float(domain.high)
+                space.domains[key] = Range(low=low, high=high, log=domain.log)
         return space
 
     def plain(self) -> Values:
@@ -118,7 +135,9 @@ class Space:
                 number = isinstance(value, int | float) and not isinstance(value, bool)
                 if not number or not domain.low <= value <= domain.high:
                     return None
-                found[key] = value
+                if domain.whole and value != int(value):
+                    return None
+                found[key] = int(value) if domain.whole else float(value)
                 continue
             same = [choice for choice in domain if _has(config, key, choice)]
             if not same:
@@ -139,7 +158,11 @@ def with_values(config: AnyRunConfig, values: Values, **more: Any) -> AnyRunConf
 
 def _domain(value: Any, where: str) -> Range | list[Any]:
     if isinstance(value, list):
-        if len(value) < 2 or len({json.dumps(v, default=str) for v in value}) < len(value):
+        try:
+            different = {json.dumps(entry) for entry in value}
+        except TypeError as error:
+            raise InputError(f"{where}: {error}; put quotes around it") from None
+        if not 1 < len(different) == len(value):
             raise InputError(f"{where}: must list two or more different values")
         return value
     try:

@@ -78,7 +78,7 @@ def sequence_model(
     `build_sequence`.
     """
     kind = SEQUENCE_MODELS[config.name]
-    looked_up = field if text is None else kind.word_field(config, text)
+    looked_up = _looked_up(config, field, text)
     dims = kind.tables(config, embedding.embedding_dim)
     _, layers = build_embeddings(embedding, [looked_up], dims, train=train)
     (width,), heads = [layer.dim for layer in layers.values()], getattr(config, "heads", 1)
@@ -95,8 +95,11 @@ def sequence_model(
 def table_field(config: SequenceRunConfig, features: Features) -> FieldSpec:
     """The field whose ids are the rows of the model's table: the items, or the words of their
     text."""
-    text = item_text(features)
+    return _looked_up(config.model, features.fields[0], item_text(features))
+
+
+def _looked_up(config: Any, items: FieldSpec, text: ItemText | None) -> FieldSpec:
     if text is None:
-        return features.fields[0]
-    field: FieldSpec = SEQUENCE_MODELS[config.model.name].word_field(config.model, text)
+        return items
+    field: FieldSpec = SEQUENCE_MODELS[config.name].word_field(config, text)
     return field

@@ -211,7 +211,10 @@ class ParquetSource:
                 coded = name in dictionary and pa.types.is_dictionary(array.type)
                 if array.type != kind and not coded:
                     # integers beyond 2**53 beside floats, and parts of a microsecond, are rounded
-                    rounded = pa.types.is_floating(kind) or pa.types.is_timestamp(kind)
+                    leaf = kind
+                    while pa.types.is_list(leaf):
+                        leaf = leaf.value_type
+                    rounded = pa.types.is_floating(leaf) or pa.types.is_timestamp(leaf)
                     array = array.cast(kind, safe=not rounded)
             out.append(array)
         return pa.RecordBatch.from_arrays(out, names=columns)

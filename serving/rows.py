@@ -76,6 +76,8 @@ def whole_numbers(array: pa.Array) -> pa.Array:
     """Floats, or lists of them, as integers, where all of them are whole and exact: pandas has
     integers beside nulls as floats. Any other array as it is."""
     nested = is_list(array.type)
+    if isinstance(array, pa.ChunkedArray):  # of frames that hold Arrow's own arrays
+        array = array.combine_chunks()
     values = pc.list_flatten(array) if nested else array
     if not pa.types.is_floating(values.type):
         return array
@@ -87,7 +89,7 @@ def whole_numbers(array: pa.Array) -> pa.Array:
     if not nested:
         return whole
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    ends = pa.array(np.cumsum([0, *lengths]), pa.int64())
+    ends = pa.array(np.concatenate([[0], lengths]).cumsum(), pa.int64())
     return pa.LargeListArray.from_arrays(ends, whole, mask=pc.is_null(array))
 
 

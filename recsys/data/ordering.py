@@ -48,9 +48,10 @@ def sort_keys(array: pa.Array, name: str) -> np.ndarray:
 
 def _times(text: pa.Array, name: str) -> pa.Array:
     reasons = []
-    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):  # without and with a zone
+    kinds = [pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")]
+    for kind in kinds:  # without and with a zone
         try:
-            return text.cast(kind)
+            return text.cast(kind).cast(pa.timestamp("us"), safe=False)
         except pa.ArrowInvalid as error:
             reasons.append(str(error).partition(" as a scalar")[0])
     raise InputError(

@@ -56,9 +56,10 @@ def fit(
 
 def type_families(configs: Mapping[str, FeatureConfig], source: Source) -> dict[str, str]:
     """Feature name -> type family of its column. Errors: as `fit`."""
+    more = len(source.files) - 1  # one of which may have brought the type
+    where = source.files[0] + (f" and {more} more" if more else "")
     families = {
-        name: _family(name, config, source.schema, source.files[0])
-        for name, config in configs.items()
+        name: _family(name, config, source.schema, where) for name, config in configs.items()
     }
     _check_sharing(configs, families)
     return families

@@ -86,6 +86,7 @@ def with_text(
     read, items of another type than the log's, an item that has two rows, no text at all, and for
     words kept of another tokenizer.
     """
+    tokenizer = open_tokenizer(config.tokenizer, root)
     digest = tokenizer_digest(config.tokenizer, root)
     known = features.states.get(_state_name(features.fields[0].name), {}).get("tokenizer", digest)
     if keep_words and not np.array_equal(known, digest):
@@ -96,7 +97,7 @@ def with_text(
     source = open_source(config.source, root)
     items = read_items(source, config.item, features.inputs[0].dtype)
     raw = ids_of(items, config.item)
-    tokens = read_tokens(source, config, open_tokenizer(config.tokenizer, root), progress)
+    tokens = read_tokens(source, config, tokenizer, progress)
     vocabulary: State = word_state(features) if keep_words else _vocabulary(tokens, config)
     texts, place = _texts(tokens, vocabulary, raw != NULL_ID)
     if len(texts["ends"]) == 1:

@@ -41,11 +41,10 @@ def words(text: str) -> list[list[str]]:
 
 
 def tokenizer_digest(name: str, root: str | os.PathLike[str] | None = None) -> np.ndarray:
-    """(32,) uint8, sha256 of the file that `open_tokenizer` reads; zeros for ``words``, and where
-    there is none."""
-    path = Path(root or ".") / name
-    if name == "words" or not path.is_file():
+    """(32,) uint8, sha256 of the file that `open_tokenizer` reads; zeros for ``words``."""
+    if name == "words":
         return np.zeros(32, np.uint8)
+    path = Path(root or ".") / name
     return np.frombuffer(hashlib.sha256(path.read_bytes()).digest(), np.uint8).copy()
 
 

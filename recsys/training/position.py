@@ -10,12 +10,14 @@ History = list[dict[str, float]]
 @dataclass(frozen=True)
 class TrainResult:
     """``phases``: name -> one entry per judged epoch; ``rows_per_second``: training rows over
-    training time, evaluation excluded."""
+    training time, evaluation excluded; ``kept``: what ``train.monitor`` is on valid with the
+    weights that stay, NaN without valid."""
 
     phases: dict[str, History]
     steps: int
     seconds: float
     rows_per_second: float
+    kept: float
 
     @property
     def history(self) -> History:

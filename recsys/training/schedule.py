@@ -80,6 +80,14 @@ class Schedule:
             self.plateau_scale *= self.config.bad_epoch_scale
         return False
 
+    def kept(self, keep: str) -> float:
+        """What the weights that stay have on valid: those of the ``best`` judgement, or of the
+        ``last``; NaN where there is none."""
+        if keep == "last":
+            return self.history[-1][self.config.monitor] if self.history else math.nan
+        sign = -1 if self.config.monitor in LOWER_IS_BETTER else 1
+        return math.nan if self.best_value is None else sign * self.best_value
+
     @property
     def exhausted(self) -> bool:
         """True after ``patience`` epochs in a row without a better metric."""

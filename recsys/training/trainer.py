@@ -102,12 +102,11 @@ class Trainer:
         with self._stop.listening():
             while at.phase < len(self._phases):
                 phase = self._phases[at.phase]
-                nested = len(self._phases) > 1
-                with self._tracker.phase(phase.name) if nested else nullcontext():
+                with self._tracker.phase(phase.name) if self._phases[1:] else nullcontext():
                     self._run(phase, saved)
                 saved = None
         rate = at.train_rows / max(at.train_seconds, 1e-9)
-        return TrainResult(at.history, at.total_steps, at.train_seconds, rate)
+        return TrainResult(at.history, at.total_steps, at.train_seconds, rate, self._kept)
 
     # -- what phases use -----------------------------------------------------------------------
 
@@ -206,7 +205,7 @@ class Trainer:
             self.model.load_state_dict(self._best)
         for name, figure in phase.end(self).items():
             self._tracker.log_figure(figure, f"plots/{name}.png")
-        at.history[phase.name] = self._schedule.history
+        at.history[phase.name], self._kept = self._schedule.history, self._schedule.kept(phase.keep)
         at.phase, at.epoch, at.step = at.phase + 1, 0, 0
 
     def _over(self, phase: Phase) -> bool:

@@ -65,6 +65,8 @@ def test_lists_of_integers_beside_nulls_become_whole_again() -> None:
     lists = pa.array([[1.0, None, 3.0], None, [], [float("nan")]])
     assert whole_numbers(lists).to_pylist() == [[1, None, 3], None, [], [None]]
     assert whole_numbers(lists[1:]).to_pylist() == [None, [], [None]]
+    chunks = pa.chunked_array([lists, lists[:1]])
+    assert whole_numbers(chunks).to_pylist() == [[1, None, 3], None, [], [None], [1, None, 3]]
     for others in ([[0.5]], [[2.0**53]], [["1"]]):
         assert whole_numbers(pa.array(others)).equals(pa.array(others))
 

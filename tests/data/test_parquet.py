@@ -299,6 +299,12 @@ def test_times_of_several_units_are_read_as_microseconds(tmp_path):
     write(tmp_path / "b.parquet", {"t": pa.array([never], pa.timestamp("us"))})
     found = [row["t"] for row in rows_of(open_source(tmp_path), ["t"])]
     assert found == [datetime.datetime(1970, 1, 1, 0, 0, 1, 1), never]
+    lists = pa.array([[1_000_001_999]], pa.list_(pa.timestamp("ns")))
+    others = pa.array([[never]], pa.list_(pa.timestamp("us")))
+    write(tmp_path / "lists" / "a.parquet", {"t": lists})
+    write(tmp_path / "lists" / "b.parquet", {"t": others})
+    nested = [row["t"] for row in rows_of(open_source(tmp_path / "lists"), ["t"])]
+    assert nested == [[value] for value in found]
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.json", "x.CSV.gz"])

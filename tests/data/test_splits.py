@@ -178,7 +178,11 @@ def test_folder_names_have_the_type_that_they_have_in_train(tmp_path):
             "row group 0, row 1 of the group: column 'label': None is no label",
         ),
         ("label", [0.0, 0.5, 1.0], "column 'label': 0.5 is no label"),
-        ("label", ["0", "1", "1"], "data.label: column 'label' is string; cast it to a number, 1 for"),
+        (
+            "label",
+            ["0", "1", "1"],
+            "data.label: column 'label' is string; cast it to a num",
+        ),
         ("weight", [1.0, 2.0, -0.5], "row group 1, row 0 of the group: column 'weight': -0.5"),
         ("weight", [1.0, float("inf"), 1.0], "column 'weight': inf is no weight"),
         ("weight", [1.0, None, 1.0], "column 'weight': None is no weight"),
@@ -221,6 +225,7 @@ def test_times_that_order_nothing(tmp_path, times, message):
         [f"2026-11-{day:02d}" for day in (3, 9, 1, 7)],
         [f"2026-11-01T{hour:02d}:00:00Z" for hour in (3, 9, 1, 7)],
         [f"2026-11-01 00:00:00.{part:02d}" for part in (3, 9, 1, 7)],
+        [f"2026-11-01T00:00:0{part}.123456789Z" for part in (3, 9, 1, 7)],
     ],
 )
 def test_times_as_text_order_rows(tmp_path, texts):

@@ -12,8 +12,9 @@ import yaml
 from planted_xor import Recsys, is_png, log, printed, tree
 
 from pipelines import train, tune
-from pipelines.tune_space import Range, Space, with_values
-from recsys.config import load_config, parse_config
+from pipelines.tune_search import Search
+from pipelines.tune_space import Space, with_values
+from recsys.config import load_config, parse_config, public
 from recsys.training.progress import SilentReporter
 from recsys.training.trainer import Interrupted
 from recsys.types import InputError
@@ -77,8 +78,8 @@ def test_the_best_is_better_than_the_config_and_trains_to_the_same(
     result = train.run(tuned, out=folder / "tuned")
     assert result["metrics"]["valid"]["auc"] == best["value"]
     left = {path.name for path in Path(searched["folder"]).iterdir()}
-    assert left >= {"xor_tuned.yaml", "trial-0013.json"}
-    assert "trial-0013" not in left  # checkpoints
+    assert left >= {"xor_tuned.yaml", "trial-0014.json"}
+    assert "trial-0014" not in left  # checkpoints
 
 
 def test_trials_behind_the_median_are_cut(folder: Path, searched: dict[str, Any]) -> None:
@@ -87,7 +88,7 @@ def test_trials_behind_the_median_are_cut(folder: Path, searched: dict[str, Any]
     for record in cut:
         epochs = len(record["by_epoch"])
         assert 2 <= epochs <= 4
-        before = searched["trials"][: record["trial"]]
+        before = searched["trials"][: record["trial"] - 1]
         others = sorted(
             r["by_epoch"][epochs - 1]
             for r in before
@@ -103,7 +104,7 @@ def test_a_search_that_stopped_comes_to_what_one_run_would(
     config = parse_config(small(folder))
 
     class Stops(SilentReporter):
-        """Stops trial 12, which is chosen by what the others found, in its second epoch."""
+        """Stops trial 12, which is drawn by what the others found, in its second epoch."""
 
         def say(self, line: str) -> None:
             if self.armed and line.startswith("epoch 1"):
@@ -134,10 +135,108 @@ def test_settings_that_fail_cost_only_themselves(folder: Path, tmp_path: Path) -
     again = [record for record in result["trials"] if "same_as" in record]
     assert again  # four settings, eight trials: none is trained twice
     for record in again:
-        assert record["value"] == result["trials"][record["same_as"]]["value"]
+        assert record["value"] == result["trials"][record["same_as"] - 1]["value"]
     shown = printed(tune.render(result))
     assert "failed: model.heads=" in shown
     assert f"recsys train {result['best']['config']}" in " ".join(shown.split())
+
+
+class Breaks:
+    """Stands for training: values by the settings, some of which come again, fail or break."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken, self.trained = broken, 0
+
+    def __call__(self, number: int, trial: Any, values: Any, checkpoints: Path) -> Any:
+        layers, heads = values["model.layers"], values["model.heads"]
+        by_epoch = []
+        for epoch in range(4):
+            by_epoch.append(0.5 + 0.02 * layers + 0.01 * heads * epoch)
+            trial.report(by_epoch[-1], epoch)
+            if layers == 3:
+                raise InputError("three do not fit")
+            if trial.should_prune():
+                break
+        if self.broken and number > 4:
+            raise RuntimeError("no memory")
+        self.trained += 1
+        cut = len(by_epoch) < 4
+        state = "cut" if cut else "complete"
+        sizes = {"stored_bytes": 1, "parameters": 1, "seconds": 1.0, "run_id": None}
+        return {"state": state, "value": max(by_epoch), "by_epoch": by_epoch, **sizes}
+
+
+def test_settings_that_come_again_or_fail_leave_no_trace_of_a_stop(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("model.layers: {low: 1, high: 4}\nmodel.heads: [1, 2, 4, 8]\n")
+    config = parse_config(small(folder))
+    monkeypatch.setattr(Search, "_train", lambda _, *given: Breaks()(*given))
+    whole = told(tune.run(config, space, trials=24, out=tmp_path / "whole"))
+    assert {record["state"] for record in whole} == {"complete", "cut", "failed"}
+    assert any("same_as" in record for record in whole)
+    for stop in (12, 17, 24):
+        parts = told(tune.run(config, space, trials=stop, out=tmp_path / "parts"))
+        assert parts == whole[:stop]
+
+
+def test_what_the_machine_broke_is_tried_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("model.layers: {low: 1, high: 2}\nmodel.heads: [1, 2, 4, 8]\n")
+    config = parse_config(small(folder))
+    broken, whole = Breaks(broken=True), Breaks()
+    monkeypatch.setattr(Search, "_train", lambda _, *given: broken(*given))
+    first = tune.run(config, space, trials=6, out=tmp_path)
+    reasons = [record.get("reason") for record in first["trials"]]
+    assert reasons[4:] == ["RuntimeError: no memory"] * 2
+    assert reasons[:4] == [None] * 4
+    monkeypatch.setattr(Search, "_train", lambda _, *given: whole(*given))
+    again = tune.run(config, space, trials=6, out=tmp_path)
+    assert [record["state"] for record in again["trials"]] == ["complete"] * 6
+    assert whole.trained <= 2
+
+
+@pytest.mark.parametrize(
+    ("selection", "monitor"),
+    [
+        ({"method": "deeplight", "keep": 0.1, "paper": True}, "logloss"),
+        ({"method": "magnitude", "keep": 0.3}, "auc"),
+    ],
+)
+def test_a_trial_has_the_value_and_the_size_of_the_weights_that_stay(
+    folder: Path, tmp_path: Path, selection: dict[str, Any], monitor: str
+) -> None:
+    made = small(folder, selection=selection)
+    made["train"] = {**made["train"], "monitor": monitor}
+    space = tmp_path / "space.yaml"
+    space.write_text("train.learning_rate: [0.002, 0.02]\n")
+    config = parse_config(made)
+    result = tune.run(config, space, trials=1, out=tmp_path)
+    (trial,) = result["trials"]
+    alone = train.run(config, out=tmp_path / "alone")
+    assert trial["value"] == pytest.approx(alone["metrics"]["valid"][monitor], abs=1e-12)
+    assert trial["stored_bytes"] == alone["memory"]["stored_bytes"]
+
+
+def test_passwords_stay_out_of_the_tracker(folder: Path, tmp_path: Path) -> None:
+    made = small(folder)
+    made["tracking"] = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "register_model": False}
+    made["train"] = {**made["train"], "max_epochs": 1}
+    for name in ("train", "valid"):
+        made["data"][name] = "file://bob:hunter2@" + made["data"][name]
+    config = parse_config(made)
+    assert "hunter2" not in json.dumps(public(config))
+    made["data"] = small(folder)["data"]
+    made["tracking"] = {**made["tracking"], "experiment": "http://bob:hunter2@there"}
+    space = tmp_path / "space.yaml"
+    space.write_text("model.layers: [1, 2]\n")
+    tune.run(parse_config(made), space, trials=1, out=tmp_path / "runs")
+    (logged,) = tmp_path.rglob("tuned.yaml")
+    assert "http://" in logged.read_text()
+    assert "hunter2" not in logged.read_text()
 
 
 def test_command_line_tracks_nested_trials_and_pictures(folder: Path, recsys: Recsys) -> None:
@@ -173,6 +272,14 @@ def test_command_line_tracks_nested_trials_and_pictures(folder: Path, recsys: Re
         ("train.learning_rate: {low: 0, high: 1, log: true}", "low 0 must be above 0 for log"),
         ("train.learning_rate: {low: 0, high: 1, step: 1}", "step: unknown key"),
         ("train.learning_rate: {low: -2.0, high: -1.0}", "no value fits the config"),
+        (
+            "embedding.embedding_dim: [4, 8]\nembedding: [{}, {a: 1}]",
+            "lies within embedding, which",
+        ),
+        ("on: [1, 2]", "True: trials are compared on the same rows"),
+        ("model.dropout: [2026-11-30, 0.1]", "date is not JSON serializable; put quotes around"),
+        ("train.learning_rate: {low: 0.001, high: .inf}", "should be a finite number"),
+        ("model.batch_norm: {low: false, high: true}", "False is no number"),
         ("train.monitor: [auc, logloss]", "compared on the same rows by the same metric"),
         ("data.label: [a, b]", "compared on the same rows by the same metric"),
     ],
@@ -191,25 +298,23 @@ def test_a_log_without_valid_rows(folder: Path, tmp_path: Path) -> None:
         tune.run(parse_config(made), folder / "space.yaml", out=tmp_path)
 
 
-def test_whole_ends_give_whole_numbers_and_others_do_not(folder: Path) -> None:
+def test_whole_ends_give_whole_numbers_only_where_a_config_takes_no_others(
+    folder: Path, tmp_path: Path
+) -> None:
     config = parse_config(small(folder))
-    space = Space(
-        {
-            "model.layers": Range(low=1, high=4, log=True),
-            "model.dropout": Range(low=0, high=0.5),
-            "train.learning_rate": Range(low="1e-4", high="1e-2", log=True),  # as YAML reads 1e-4
-        }
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "model.layers: {low: 1, high: 4, log: true}\n"
+        "model.dropout: {low: 0, high: 1}\n"
+        "train.learning_rate: {low: 1e-4, high: 1e-2, log: true}\n"  # text to YAML
     )
+    space = Space.load(path, config)
     kinds = {key: type(d).__name__ for key, d in space.distributions().items()}
     assert kinds == {
         "model.layers": "IntDistribution",
         "model.dropout": "FloatDistribution",
         "train.learning_rate": "FloatDistribution",
     }
-    assert space.params(config) == {
-        "model.layers": 2,
-        "model.dropout": config.model.dropout,
-        "train.learning_rate": 0.002,
-    }
-    outside = with_values(config, {"train.learning_rate": 0.1})
-    assert space.params(outside) is None
+    own = space.params(with_values(config, {"model.dropout": 0.5}))
+    assert own == {"model.layers": 2, "model.dropout": 0.5, "train.learning_rate": 0.002}
+    assert space.params(with_values(config, {"train.learning_rate": 0.1})) is None
