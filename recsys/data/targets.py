@@ -23,7 +23,7 @@ def labels(rows: pa.RecordBatch, config: DataConfig, source: Source, first: int)
     ``first``: row number in ``source`` of the first row, to say where a bad value is. Raises
     `InputError` for null and for anything but 0 and 1 (bool, int, float or decimal).
     """
-    values = _numbers(rows, config.label, "label")
+    values = _numbers(rows, config.label, "label", source)
     bad = np.flatnonzero((values != 0) & (values != 1))
     if len(bad):
         raise InputError(
@@ -40,7 +40,7 @@ def weights(rows: pa.RecordBatch, config: DataConfig, source: Source, first: int
     """
     if config.weight is None:
         return np.ones(rows.num_rows, np.float32)
-    values = _numbers(rows, config.weight, "weight")
+    values = _numbers(rows, config.weight, "weight", source)
     bad = np.flatnonzero(~((values <= np.finfo(np.float32).max) & (values >= 0)))
     if len(bad):
         raise InputError(
@@ -88,12 +88,12 @@ def check_targets(source: Source, config: DataConfig) -> None:
         )
 
 
-def _numbers(rows: pa.RecordBatch, name: str, role: str) -> np.ndarray:
+def _numbers(rows: pa.RecordBatch, name: str, role: str, source: Source) -> np.ndarray:
     array = rows.column(name)
     family = type_family(array.type, name)
     if family not in ("int", "float", "bool", "null") or pa.types.is_nested(array.type):
         raise InputError(
-            f"data.{role}: column {name!r} is {array.type}; cast it to a number"
+            f"data.{role}: column {name!r} in {source.files[0]} is {array.type}; cast it to a number"
             + ", 1 for a click and 0 for none" * (role == "label")
         )
     if pa.types.is_dictionary(array.type):

@@ -181,7 +181,7 @@ def test_folder_names_have_the_type_that_they_have_in_train(tmp_path):
         (
             "label",
             ["0", "1", "1"],
-            "data.label: column 'label' is string; cast it to a num",
+            "x.parquet is string; cast it to a number, 1 for a click",
         ),
         ("weight", [1.0, 2.0, -0.5], "row group 1, row 0 of the group: column 'weight': -0.5"),
         ("weight", [1.0, float("inf"), 1.0], "column 'weight': inf is no weight"),
@@ -195,7 +195,7 @@ def test_bad_labels_and_weights_name_their_place(tmp_path, column, values, messa
     with pytest.raises(InputError) as error:
         splits(DataConfig(train="x.parquet", label="label", weight="weight"), tmp_path)
     assert message in str(error.value)
-    assert str(tmp_path / "x.parquet") in str(error.value) or "label column" in message
+    assert str(tmp_path / "x.parquet") in str(error.value)
 
 
 @pytest.mark.parametrize("labels", [[True, False], [1.0, 0.0], pa.array([1, 0], pa.uint8())])
