@@ -93,8 +93,8 @@ def _numbers(rows: pa.RecordBatch, name: str, role: str, source: Source) -> np.n
     family = type_family(array.type, name)
     if family not in ("int", "float", "bool", "null") or pa.types.is_nested(array.type):
         raise InputError(
-            f"data.{role}: column {name!r} in {source.files[0]} is {array.type}; cast it to a number"
-            + ", 1 for a click and 0 for none" * (role == "label")
+            f"data.{role}: column {name!r} in {source.files[0]} is {array.type}; cast it to a "
+            "number" + ", 1 for a click and 0 for none" * (role == "label")
         )
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
