@@ -100,7 +100,8 @@ def parse_config(tree: Mapping[str, Any], *, where: str = "config") -> AnyRunCon
         return kind.model_validate(tree)
     except ValidationError as error:
         data = tree.get("data")
-        if kind is SequenceRunConfig and isinstance(data, Mapping) and "label" in data:
+        of_clicks = isinstance(data, Mapping) and "label" in data and "item" not in data
+        if kind is SequenceRunConfig and of_clicks:
             raise InputError(
                 f"{where}: model {tree['model']['name']} recommends items; its data are a source "
                 "of user, item and timestamp, with no label (see README, What comes next)"

@@ -217,7 +217,7 @@ def test_null_names_its_row(tmp_path: Path, column: str, role: str, split: dict[
     [
         ({"what": pa.array([1.0, 2.0, 3.0])}, "what: double values cannot be categories"),
         ({"who": pa.array([[1], [2], [3]])}, "who: a list column"),
-        ({"when": pa.array(["1", "2", "3"])}, "timestamp column 'when' is string"),
+        ({"when": pa.array(["1", "2", "3"])}, "timestamp column 'when' is text that is no time"),
         ({"when": pa.array([1.0, float("nan"), 2.0])}, "timestamp column 'when' has NaN"),
         ({"what": None}, "column 'what' is missing"),
     ],

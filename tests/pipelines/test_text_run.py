@@ -207,13 +207,13 @@ def test_another_catalogue_is_other_data_for_grids_but_not_for_splits(
 ) -> None:
     config = parse_config(tree(folder))
     assert isinstance(config, SequenceRunConfig)
-    digest = data_digest(config, "films", str(folder))
+    digest = data_digest(config, str(folder))
     (tmp_path / "log.parquet").write_bytes((folder / "log.parquet").read_bytes())
     write_catalogue(tmp_path / "films.parquet", [(1, "war"), (2, "love")])
     source = open_source("log.parquet", tmp_path)
-    here = data_digest(config, "films", str(tmp_path))
+    here = data_digest(config, str(tmp_path))
     write_catalogue(tmp_path / "films.parquet", [(1, "war"), (2, "crime and love")])
-    assert data_digest(config, "films", str(tmp_path)) != here != digest
+    assert data_digest(config, str(tmp_path)) != here != digest
     plain = config.data.model_copy(update={"items": None})
     folders = {
         write_sequences(source, data, "history", tmp_path / "s").catalogue.parent
