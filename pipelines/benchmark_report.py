@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
+from recsys.disk import write_whole
 from serving.errors import InputError
 
 Result = dict[str, Any]
@@ -110,9 +111,7 @@ def read_report(report: Path) -> tuple[str, str]:
 def write_report(report: Path, table: str) -> None:
     """Writes ``table`` to a page of its own, or in place of the last one in an existing page."""
     before, after = read_report(report)
-    temporary = report.with_name(report.name + ".partial")
-    temporary.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
-    temporary.replace(report)
+    write_whole(report, f"{before}{BEGIN}\n{table}\n{END}{after}")
 
 
 def render(result: Result) -> Table:

@@ -17,6 +17,7 @@ from pipelines import train
 from pipelines.benchmark_report import CLICKS, Columns, ranking_columns
 from recsys.bundle import VerifyError
 from recsys.config import AnyRunConfig, SequenceRunConfig, parse_config
+from recsys.disk import write_whole
 from recsys.training.progress import Reporter
 from recsys.training.tracking import Tracker, open_tracker, resolve_uri
 from recsys.training.trainer import Interrupted
@@ -194,18 +195,21 @@ def _guarded(work: Any, job: Job, **options: Any) -> Result | str:
         result: Result = work(job.config.model_dump(mode="json"), job.key, **options)
     except Interrupted:
         raise
-    except (InputError, VerifyError) as error:
-        return " ".join(str(error).split())
     except Exception as error:  # out of memory, a full disk: other runs may be smaller
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return failure(error)
     return result
+
+
+def failure(error: Exception) -> str:
+    """Why a run failed, in one line; what is no fault of its config by the kind of error, too."""
+    line = " ".join(str(error).split())
+    known = isinstance(error, InputError | VerifyError)
+    return line if known else f"{type(error).__name__}: {line}"
 
 
 def _train(config: dict[str, Any], key: str, *, folder: Path, **options: Any) -> Result:
     """Trains, and writes the result at once: the process that asked may be gone by then."""
     trained = train.run(parse_config(config), **options)
     result = {name: value for name, value in trained.items() if name != "verified"}
-    temporary = folder / f"{key}.json.partial"
-    temporary.write_text(json.dumps(result))
-    temporary.replace(folder / f"{key}.json")
+    write_whole(folder / f"{key}.json", json.dumps(result))
     return result

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from pipelines.grid import failure
 from pipelines.train import open_task, trained
 from pipelines.tune_space import Space, with_values
 from recsys.config import AnyRunConfig
+from recsys.disk import write_whole
 from recsys.training.progress import Reporter, SilentReporter
 from recsys.training.schedule import LOWER_IS_BETTER
 from recsys.training.stopping import Interrupted
@@ -63,9 +65,7 @@ class Search:
         record, keep = self._run(number)
         self._records.append(record)
         if keep:
-            temporary = file.with_suffix(".partial")
-            temporary.write_text(json.dumps(record))
-            temporary.replace(file)
+            write_whole(file, json.dumps(record))
         self._reporter.say(f"trial {number}/{trials}: {self._said(record)}")
         return record
 
@@ -81,10 +81,8 @@ class Search:
         path = self._folder / f"{name.replace('-', '_')}.yaml"
         tree = tuned.model_dump(mode="json", exclude_unset=True)
         path.write_text(yaml.safe_dump(tree, sort_keys=False))
-        return {
-            **{key: best[key] for key in ("trial", "value", "values")},
-            "config": str(path),
-        }, tuned
+        found = {key: best[key] for key in ("trial", "value", "values")}
+        return found | {"config": str(path)}, tuned
 
     def _better(self, records: Sequence[Result]) -> Result:
         """The first of the best; there must be one."""
@@ -100,18 +98,15 @@ class Search:
         if same is not None:
             return {**same, **record, "same_as": same["trial"]}, True
         checkpoints = self._folder / f"trial-{number:04d}"
-        failed: Result = {"state": "failed", "value": None, "by_epoch": []}
         keep = True
         try:
             record |= self._train(number, trial, values, checkpoints)
         except Interrupted:
             raise
-        except InputError as error:  # settings that do not go together
-            record |= {**failed, "reason": " ".join(str(error).split())}
-        except Exception as error:  # out of memory, a full disk, a store that is away
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            record |= {**failed, "reason": reason}
-            keep = False
+        except Exception as error:
+            record |= {"state": "failed", "value": None, "by_epoch": [], "reason": failure(error)}
+            # settings that do not go together never will; memory, disks and stores come back
+            keep = isinstance(error, InputError)
         shutil.rmtree(checkpoints, ignore_errors=True)
         gc.collect()  # the trainer and its model know each other
         return record, keep

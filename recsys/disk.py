@@ -22,6 +22,13 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise OSError(f"cannot write {path}: {error}") from error
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there with all of ``text``, or as it was."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def readable(path: Path) -> None:
     """Gives a file the mode of any new one: safetensors writes for the owner alone."""
     mask = os.umask(0)

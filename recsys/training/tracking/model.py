@@ -26,7 +26,7 @@ _TYPES = {
     "binary": "binary",
     "timestamp": "datetime",
 }
-_KINDS = {"text": "OTU", "int": "i", "bool": "bO", "float": "f", "binary": "O", "timestamp": "M"}
+_KINDS = {"text": "OTU", "bool": "bO", "float": "f", "binary": "O", "timestamp": "M"}
 """Kinds of numpy types that MLflow accepts for each."""
 _LISTED = frozenset({"text", "bool", "float"})
 """What lists may hold for MLflow: not times, nor integers beside nulls."""
